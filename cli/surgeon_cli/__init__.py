@@ -1,0 +1,1 @@
+"""The command `surgeon`: one file per command, no computation of its own."""

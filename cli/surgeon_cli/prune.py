@@ -1,0 +1,113 @@
+"""`surgeon prune`: search a mask over the frozen weights and export the debiased model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from surgeon_cli import _options as opt
+from surgeon_cli._console import Progress
+from surgeon_cli._errors import reports_errors
+from surgeon_cli._run import default_out, prune_and_export
+
+
+@reports_errors
+def prune(
+    checkpoint: opt.Checkpoint,
+    bias_labels: opt.BiasLabels,
+    images: opt.Images = None,
+    target_col: opt.TargetCol = "target",
+    bias_col: opt.BiasCol = ["bias"],  # noqa: B006
+    audit_col: opt.AuditCol = [],  # noqa: B006
+    sixteen_bit: opt.SixteenBit = None,
+    aligned: opt.Aligned = [],  # noqa: B006
+    train_counts: opt.TrainCounts = None,
+    min_group: opt.MinGroup = 10,
+    mode: Annotated[str, typer.Option(help="unstructured or structured.")] = "unstructured",
+    recipe: Annotated[str, typer.Option(help="default or paper.")] = "default",
+    gamma: Annotated[float | None, typer.Option(help="Weight of the bias term.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam step on the gate logits.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Rows per gate step.")] = None,
+    gate_head: Annotated[bool, typer.Option(help="Gate the head's weights too.")] = False,
+    balance: Annotated[str, typer.Option(help="Draw groups equally often, or none.")] = "groups",
+    recalibrate: Annotated[
+        bool | None, typer.Option(help="Carry recalibrated BatchNorm statistics.")
+    ] = None,
+    erase_head: Annotated[
+        bool | None, typer.Option(help="Fold the closed-form erasure into the head.")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
+    ] = None,
+    arch: opt.Arch = None,
+    factory: opt.Factory = None,
+    model_kwargs: opt.ModelKwargs = [],  # noqa: B006
+    input_size: opt.InputSize = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    interpolation: opt.Interpolation = None,
+    crop_pct: opt.CropPct = None,
+    crop_mode: opt.CropMode = None,
+    device: opt.Device = "auto",
+    amp: opt.Amp = None,
+    amp_dtype: opt.AmpDtype = "bfloat16",
+    workers: opt.Workers = None,
+    seed: opt.Seed = 0,
+    with_finetune: opt.WithFinetune = False,
+    out: opt.Out = None,
+    force: opt.Force = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Search a mask over the frozen weights (FFW), prove it, and export the debiased model."""
+    options = dict(locals())
+    import surgeon
+
+    where = out or default_out(checkpoint)
+    method = surgeon.FFW(
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        recipe=recipe,  # pyright: ignore[reportArgumentType]
+        gamma=gamma,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        gate_head=gate_head,
+        balance=balance,  # pyright: ignore[reportArgumentType]
+        recalibrate=recalibrate,
+        erase_head=erase_head,
+        seed=seed,
+    )
+    tried = _read_sweep(sweep)
+    surgeon.check_out(where, force=force, inputs=(checkpoint, bias_labels))
+    progress = Progress(quiet=quiet)
+    progress.stage(f"reading {checkpoint} and {bias_labels}")
+    subject = opt.load_subject(checkpoint, options)
+    data = opt.load_data(subject, bias_labels, options)
+    prune_and_export(
+        subject,
+        data,
+        method,
+        opt.read_measures(data, options),
+        where,
+        command="surgeon prune",
+        force=force,
+        sweep=tried,
+        progress=progress,
+        as_json=as_json,
+    )
+
+
+def _read_sweep(text: str | None) -> dict[str, list[float]] | None:
+    if text is None:
+        return None
+    from surgeon import OptionError
+
+    name, _, values = text.partition("=")
+    try:
+        if name != "gamma":
+            raise ValueError
+        return {name: [float(value) for value in values.split(",")]}
+    except ValueError:
+        raise OptionError(f"--sweep: found '{text}', expected gamma=2,5,10,20") from None

@@ -1,0 +1,58 @@
+"""Operate on a trained vision classifier so that it no longer leans on a shortcut."""
+
+from __future__ import annotations
+
+from surgeon.audit import Audit
+from surgeon.checkpoint import check_out
+from surgeon.data import Data, read_data
+from surgeon.demo import make_demo
+from surgeon.edit import Edit
+from surgeon.errors import (
+    ArtefactError,
+    CheckpointError,
+    IncompatibleError,
+    LabelError,
+    OptionError,
+    SurgeonError,
+)
+from surgeon.export import PROBE_ROWS, Provenance, export
+from surgeon.inspection import inspect
+from surgeon.labels import read_labels
+from surgeon.methods import DFR, FFW, METHODS, Finetune, Leace
+from surgeon.operate import Measures, Outcome, audit, operate
+from surgeon.subject import Subject, load
+from surgeon.surgery import apply
+from surgeon.train_counts import read_train_counts
+
+__all__ = [
+    "DFR",
+    "FFW",
+    "METHODS",
+    "PROBE_ROWS",
+    "ArtefactError",
+    "Audit",
+    "CheckpointError",
+    "Data",
+    "Edit",
+    "Finetune",
+    "IncompatibleError",
+    "LabelError",
+    "Leace",
+    "Measures",
+    "OptionError",
+    "Outcome",
+    "Provenance",
+    "Subject",
+    "SurgeonError",
+    "apply",
+    "audit",
+    "check_out",
+    "export",
+    "inspect",
+    "load",
+    "make_demo",
+    "operate",
+    "read_data",
+    "read_labels",
+    "read_train_counts",
+]

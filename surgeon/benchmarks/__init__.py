@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat: plain users of the library."""

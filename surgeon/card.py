@@ -1,0 +1,135 @@
+"""The model card: what was done to the checkpoint, what it was worth, what is not promised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from surgeon.edit import Edit
+from surgeon.record import Report
+from surgeon.subject import Subject
+
+_LIMITS = """## Limits
+
+- The figures hold for the report rows, and for images like them; nothing is known about others.
+- Only the named biases were looked at. Removing one can leave, or strengthen, another.
+- The erasure acts between the pooled features and the head: the pooled features themselves still
+  carry the bias, and whoever reads them instead of the logits can find it.
+- A probe that fails to read a bias is evidence, not proof, that nothing can.
+"""
+
+
+def model_card(subject: Subject, edit: Edit, report: Report | None) -> str:
+    """Render the card as Markdown with the hub's metadata header.
+
+    Args:
+        subject: The base.
+        edit: What was carried out.
+        report: The measurements; without them the card holds no figures.
+    """
+    parts = [
+        _header(subject),
+        f"# {subject.architecture.name}, edited by surgeon\n",
+        _deed(subject, edit),
+    ]
+    if report is not None:
+        parts += [_figures(report), _groups(report)]
+    return "\n".join([*parts, _loading(subject), _LIMITS])
+
+
+def _header(subject: Subject) -> str:
+    library = subject.architecture.library
+    lines = ["---", "pipeline_tag: image-classification", "tags:", "- image-classification"]
+    if library == "timm":
+        lines += ["- timm", "library_name: timm"]
+    return "\n".join([*lines, "---", ""])
+
+
+def _deed(subject: Subject, edit: Edit) -> str:
+    named = {
+        "masks": "a mask over single weights",
+        "units": "a mask over whole units",
+        "buffers": "recalibrated BatchNorm statistics",
+        "updates": "replaced tensors",
+        "erasure": "a closed-form erasure folded into the head",
+    }
+    held = [text for part, text in named.items() if getattr(edit, part)]
+    return (
+        f"Base: `{subject.architecture}`, sha256 `{subject.sha256}`. "
+        f"Method `{edit.method}`: {', '.join(held) or 'no change'}. "
+        "Every tensor keeps its name and shape; `edit.safetensors` is the change alone.\n"
+    )
+
+
+def _figures(report: Report) -> str:
+    rows = report.data
+    lines = [
+        f"**Verdict: {report.verdict.word}** ({report.verdict.reason}). "
+        f"{rows['fit']} rows fitted, {rows['select']} chose, {rows['report']} measured.\n",
+        "| operation | worst group | balanced | average | sparsity |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for operation in report.operations:
+        audit = operation.audit
+        figures = [
+            percent(audit[name])
+            for name in ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
+        ]
+        lines.append(
+            f"| {operation.name} | {' | '.join(figures)} | {percent(operation.sparsity.gated)} |"
+        )
+    return "\n".join([*lines, "", "All figures in percent.", ""])
+
+
+def _groups(report: Report) -> str:
+    before, after = report.operations[0].audit["groups"], report.operations[-1].audit["groups"]
+    lines = ["| group | n | before | after |", "| --- | --- | --- | --- |"]
+    for old, new in zip(before, after, strict=True):
+        if old["n"]:
+            lines.append(f"| {group_name(old)} | {old['n']} | {_spread(old)} | {_spread(new)} |")
+    empty = sum(not row["n"] for row in before)
+    if empty:
+        lines.append(f"\n{empty} groups have no report rows.")
+    return "\n".join([*lines, ""])
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{percent(row['accuracy'])} ({percent(row['low'])} to {percent(row['high'])})"
+
+
+def _loading(subject: Subject) -> str:
+    architecture = subject.architecture
+    if architecture.library == "timm":
+        code = [
+            "import timm",
+            'net = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()',
+        ]
+    else:
+        name = architecture.name
+        arguments = {"num_classes": architecture.num_classes, **architecture.model_args}
+        if architecture.library == "torchvision":
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            build = ["import torchvision", f'net = torchvision.models.get_model("{name}", {given})']
+        else:
+            module, _, function = name.partition(":")
+            given = ", ".join(f"{k}={v!r}" for k, v in architecture.model_args.items())
+            build = [f"from {module} import {function}", f"net = {function}({given})"]
+        code = [
+            "from safetensors.torch import load_file",
+            *build,
+            'net.load_state_dict(load_file("model.safetensors"))',
+            "net.eval()",
+        ]
+    return "\n".join(["## Loading", "", "```python", *code, "```", ""])
+
+
+def percent(value: float | None) -> str:
+    """Write a fraction in percent with one decimal, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def group_name(row: Mapping[str, Any]) -> str:
+    """Spell out a group of a report: `target, column value, ...`."""
+    return ", ".join(
+        [row["target"], *(f"{column} {value}" for column, value in row["bias"].items())]
+    )

@@ -1,0 +1,262 @@
+"""Read a checkpoint without running code; write safetensors and folders so that nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from surgeon.errors import ArtefactError, CheckpointError
+
+_PICKLED = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
+# Moving averages first, as timm's own loader prefers them.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Hold what a checkpoint file says, untouched."""
+
+    path: Path
+    """The weights file."""
+    tensors: dict[str, Tensor]
+    """Parameters and buffers by name, wrappers and prefixes removed."""
+    sha256: str
+    """Hash of the file's bytes, hex."""
+    config: dict[str, Any]
+    """Content of `config.json` beside the weights; empty if there is none."""
+    notes: tuple[str, ...] = ()
+    """What was decided while reading, for the user to see."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a weights file, or a directory with `model.safetensors` and `config.json`.
+
+    Args:
+        path: `.safetensors`, or a PyTorch file that `weights_only=True` accepts, or a directory.
+
+    Raises:
+        CheckpointError: Missing, damaged, empty or non-finite file, or one that needs code
+            execution to read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such file; give a checkpoint or a directory that holds one"
+        )
+    try:
+        sha256 = file_sha256(path)
+        if path.suffix == ".safetensors":
+            tensors, notes = read_safetensors(path)[0], ()
+        elif path.suffix in _PICKLED:
+            tensors, notes = _read_pickle(path)
+        else:
+            raise CheckpointError(
+                f"{path}: found suffix '{path.suffix}', expected .safetensors or one of {', '.join(_PICKLED)}"
+            )
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors; expected a state dict")
+    broken = [
+        f"{name}: {int((~torch.isfinite(t)).sum())} of {t.numel()} values"
+        for name, t in tensors.items()
+        if t.is_floating_point() and not bool(torch.isfinite(t).all())
+    ]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {len(broken)} tensors hold NaN or infinity, expected finite weights", broken
+        )
+    return Checkpoint(path, tensors, sha256, _read_config(path.parent / "config.json"), notes)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read every tensor and the string metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: The header or the data is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            # The mapping is read lazily: a copy keeps later changes of the file out.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(
+                file.metadata() or {}
+            )
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: not a valid safetensors file ({error}); copy or download it again"
+        ) from error
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: reading it needs code execution; save its state_dict with "
+            "safetensors.torch.save_file and try again"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable PyTorch file ({str(error).splitlines()[0]}); copy it again"
+        ) from error
+    taken = []
+    while isinstance(content, dict) and (
+        key := next((k for k in _WRAPPERS if isinstance(content.get(k), dict)), None)
+    ):
+        taken.append(key)
+        content = content[key]
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, expected a state dict of named tensors"
+        )
+    other = [f"{k}: {type(v).__name__}" for k, v in content.items() if not isinstance(v, Tensor)]
+    if other:
+        raise CheckpointError(
+            f"{path}: {len(other)} entries are not tensors; save the state dict alone", other
+        )
+    tensors = {str(name): tensor.detach() for name, tensor in content.items()}
+    while tensors and (
+        prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), None)
+    ):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    notes = (f"{path.name}: weights taken from '{'.'.join(taken)}'",) if taken else ()
+    return tensors, notes
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not valid JSON ({error}); expected timm's config"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors and string metadata: the same content gives the same bytes.
+
+    The library orders metadata at random in each process, so the JSON header is serialised again
+    with sorted keys and padded to 8 bytes.
+    """
+    content = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        dict(metadata),
+    )
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(
+        json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+
+
+def check_out(
+    out: Path, *, force: bool, inputs: tuple[Path, ...] = (), marker: str = "surgeon.json"
+) -> None:
+    """Refuse, before any work, an output folder that could not or must not be written.
+
+    Args:
+        out: The folder to be made.
+        force: Replace an earlier result.
+        inputs: Files that a replaced folder must not contain.
+        marker: File that shows a folder to be an earlier result.
+
+    Raises:
+        ArtefactError: It exists, is not ours to replace, holds an input, or cannot be written.
+    """
+    if out.exists() or out.is_symlink():
+        if not force:
+            raise ArtefactError(
+                f"{out}: exists already; pass --force to replace it, or another --out"
+            )
+        earlier = out.is_dir() and not out.is_symlink()
+        if not earlier or (any(out.iterdir()) and not (out / marker).is_file()):
+            raise ArtefactError(
+                f"{out}: is not an earlier result (no {marker} in it), so --force does not "
+                "replace it; pass another --out"
+            )
+        inside = [str(p) for p in inputs if out.resolve() in p.resolve().parents]
+        if inside:
+            raise ArtefactError(f"{out}: holds an input of this run; pass another --out", inside)
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtefactError(f"{out}: {parent} is not a folder you can write to; pass another --out")
+
+
+@contextmanager
+def fresh_directory(out: Path, *, force: bool, marker: str = "surgeon.json") -> Iterator[Path]:
+    """Give a temporary sibling of `out` to fill, and put it in place of `out` at the end.
+
+    On any failure the sibling is removed and an earlier `out` stays as it was.
+
+    Raises:
+        ArtefactError: As `check_out`, or the file system refused.
+    """
+    check_out(out, force=force, marker=marker)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    except OSError as error:
+        raise ArtefactError(
+            f"{out}: cannot be written: {error.strerror}; pass another --out"
+        ) from error
+    try:
+        yield new
+        new.chmod(0o755)
+        _swap(new, out)
+    except OSError as error:
+        raise ArtefactError(f"{out}: could not be written: {error}; nothing was changed") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Rename the earlier folder away and the new one in; undo on failure."""
+    if not out.exists():
+        new.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.absolute().parent))
+    out.rename(old / out.name)
+    try:
+        new.rename(out)
+    except OSError:
+        (old / out.name).rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

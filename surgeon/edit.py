@@ -1,0 +1,215 @@
+"""The value a method returns: what to change in a frozen network, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgeon.checkpoint import read_safetensors, write_safetensors
+from surgeon.errors import ArtefactError, CheckpointError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Name the slices of one parameter that a gate multiplies."""
+
+    parameter: str
+    dim: int | None
+    """Dimension the units run along; None for one gate per element."""
+
+    def scale(self, tensor: Tensor, factor: Tensor) -> Tensor:
+        """Multiply the slices of `tensor` by `factor`, `[U]` or of the tensor's own shape."""
+        if self.dim is None:
+            return tensor * factor
+        shape = [1] * tensor.dim()
+        shape[self.dim] = -1
+        return tensor * factor.reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMask:
+    """Keep or drop whole units of one module."""
+
+    keep: Tensor
+    """`[U]` bool, True keeps."""
+    folds: tuple[Fold, ...]
+    """Where a dropped unit is zeroed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Erasure:
+    """The affine map r(z) = z - left right (z - mean), rank k.
+
+    Source: Belrose and others, LEACE, 2023, theorem 4.2.
+    """
+
+    left: Tensor
+    """`[D, k]` float64."""
+    right: Tensor
+    """`[k, D]` float64."""
+    mean: Tensor
+    """`[D]` float64."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map `[N, D]` bottleneck features to what the head sees, in their own dtype."""
+        centred = features.double() - self.mean.to(features.device)
+        removed = centred @ self.right.T.to(features.device) @ self.left.T.to(features.device)
+        return (features.double() - removed).to(features.dtype)
+
+    def fold(self, weight: Tensor, bias_term: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fold into a head `[C, D]`, `[C]`, so that the new head on z equals the old on r(z)."""
+        a = weight.double()
+        left, right, mean = (t.to(weight.device) for t in (self.left, self.right, self.mean))
+        removed = (a @ left) @ right
+        old = torch.zeros(len(a), dtype=a.dtype) if bias_term is None else bias_term.double()
+        return (a - removed).to(weight.dtype), (old + removed @ mean).to(weight.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A frozen description of an operation, bound to its base by hash.
+
+    Carried out in this order: masks and units, buffers, updates, erasure. Any part may be empty.
+    """
+
+    base_sha256: str
+    architecture: str
+    method: str
+    head_name: str
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parameter name to bool mask of its shape, True keeps."""
+    units: Mapping[str, UnitMask] = field(default_factory=dict)
+    """Module name to unit mask."""
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Recalibrated normalisation statistics by name."""
+    updates: Mapping[str, Tensor] = field(default_factory=dict)
+    """Replaced parameters by name."""
+    erasure: Erasure | None = None
+
+    def without(self, *parts: str) -> Edit:
+        """Copy the edit with some of `masks`, `units`, `buffers`, `updates`, `erasure` left out."""
+        empty: dict[str, Any] = {part: None if part == "erasure" else {} for part in parts}
+        return replace(self, **empty)
+
+    def changes(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the tensors that differ once the edit is carried out.
+
+        Args:
+            tensors: The base's parameters and buffers by name.
+
+        Returns:
+            New values by name; tensors that the edit does not touch are absent.
+        """
+        new: dict[str, Tensor] = {}
+
+        def current(name: str) -> Tensor:
+            return new.get(name, tensors[name])
+
+        for name, mask in self.masks.items():
+            new[name] = torch.where(mask.to(tensors[name].device), current(name), 0.0)
+        for unit in self.units.values():
+            for fold in unit.folds:
+                value = current(fold.parameter)
+                keep = fold.scale(torch.ones_like(value), unit.keep.to(value))
+                new[fold.parameter] = torch.where(keep > 0, value, 0.0)
+        for name, value in {**self.buffers, **self.updates}.items():
+            new[name] = value.to(tensors[name])
+        if self.erasure is not None:
+            weight, bias_term = f"{self.head_name}.weight", f"{self.head_name}.bias"
+            old = current(bias_term) if bias_term in tensors else None
+            new[weight], folded = self.erasure.fold(current(weight), old)
+            if old is None and bool(folded.abs().max() > 0):
+                raise ArtefactError(
+                    f"{self.head_name}: has no additive term to take up the erasure's mean; "
+                    "pass --no-erase-head"
+                )
+            if old is not None:
+                new[bias_term] = folded
+        return new
+
+    def save(self, path: Path) -> None:
+        """Write `edit.safetensors`: the same edit gives the same bytes."""
+        tensors = {f"mask.{name}": pack(mask) for name, mask in self.masks.items()}
+        tensors |= {f"unit.{name}": pack(unit.keep) for name, unit in self.units.items()}
+        tensors |= {f"buffer.{name}": value for name, value in self.buffers.items()}
+        tensors |= {f"update.{name}": value for name, value in self.updates.items()}
+        if self.erasure is not None:
+            tensors |= {f"erasure.{k}": getattr(self.erasure, k) for k in ("left", "right", "mean")}
+        shapes = {f"mask.{name}": list(mask.shape) for name, mask in self.masks.items()}
+        shapes |= {f"unit.{name}": list(unit.keep.shape) for name, unit in self.units.items()}
+        record = {
+            "version": VERSION,
+            "base_sha256": self.base_sha256,
+            "architecture": self.architecture,
+            "method": self.method,
+            "shapes": shapes,
+            "parts": {
+                "head": self.head_name,
+                "units": {
+                    name: [[fold.parameter, fold.dim] for fold in unit.folds]
+                    for name, unit in self.units.items()
+                },
+            },
+        }
+        header = {"format": "pt", "surgeon.edit": json.dumps(record, sort_keys=True)}
+        write_safetensors(path, tensors, header)
+
+    @staticmethod
+    def load(path: str | Path) -> Edit:
+        """Read an edit.
+
+        Raises:
+            ArtefactError: The file is not an edit, or one of a later version.
+        """
+        path = Path(path)
+        try:
+            tensors, metadata = read_safetensors(path)
+            record = json.loads(metadata["surgeon.edit"])
+        except (OSError, KeyError, ValueError, CheckpointError) as error:
+            raise ArtefactError(
+                f"{path}: not an edit ({error}); expected edit.safetensors"
+            ) from error
+        if record["version"] != VERSION:
+            raise ArtefactError(
+                f"{path}: edit of version {record['version']}, this surgeon reads {VERSION}; update it"
+            )
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        shapes, folds = record["shapes"], record["parts"]["units"]
+        return Edit(
+            base_sha256=record["base_sha256"],
+            architecture=record["architecture"],
+            method=record["method"],
+            head_name=record["parts"]["head"],
+            masks={n: unpack(t, shapes[f"mask.{n}"]) for n, t in parts.get("mask", {}).items()},
+            units={
+                n: UnitMask(unpack(t, shapes[f"unit.{n}"]), tuple(Fold(p, d) for p, d in folds[n]))
+                for n, t in parts.get("unit", {}).items()
+            },
+            buffers=parts.get("buffer", {}),
+            updates=parts.get("update", {}),
+            erasure=Erasure(**parts["erasure"]) if "erasure" in parts else None,
+        )
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Pack a bool tensor into uint8, flattened, little bit order."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1), bitorder="little"))
+
+
+def unpack(packed: Tensor, shape: list[int]) -> Tensor:
+    """Undo `pack`."""
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape), bitorder="little")
+    return torch.from_numpy(bits.astype(bool)).reshape(shape)

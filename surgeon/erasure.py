@@ -1,0 +1,68 @@
+"""Closed-form erasure of a concept from features, to be folded into the head."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from surgeon.edit import Erasure
+from surgeon.groups import Groups
+
+# Below this many rows per feature the sample covariance is shrunk.
+_ROWS_PER_FEATURE = 10
+# Directions whose variance is this far below the largest carry rounding noise only.
+_RELATIVE_TOLERANCE = 1e-10
+
+
+def fit_erasure(features: Tensor, groups: Groups, *, balance: bool = True) -> Erasure:
+    """Fit the least change of the features after which no linear reader finds the biases.
+
+    With W = S_xx^(-1/2) and P the projection onto the columns of W S_xz, the map is
+    r(z) = z - W^+ P W (z - mean); cov(r(z), bias) is zero on the fitted rows. Fitted bias columns
+    are one-hot and concatenated.
+
+    Args:
+        features: `[N, D]` bottleneck features of the fit rows.
+        groups: Their labels; audited columns are left out.
+        balance: Weight rows so that groups count equally, which makes target and bias independent
+            and keeps the target from being erased with the bias.
+
+    Returns:
+        The erasure, of rank at most the sum of (B_k - 1).
+
+    Source:
+        Belrose and others, LEACE, 2023 (arXiv 2306.03819), theorem 4.2. We add row weights and,
+        below ten rows per feature, Ledoit-Wolf shrinkage of S_xx, under which the covariance with
+        the bias is still exactly zero.
+    """
+    x = features.double().cpu()
+    concept = torch.cat(
+        [one_hot(groups.biases[:, k], groups.num_values(k)).double() for k in groups.fitted], dim=1
+    )
+    weights = torch.ones(len(x), dtype=torch.float64)
+    if balance:
+        weights = 1 / groups.counts().double()[groups.index]
+    weights = weights / weights.sum()
+    mean = weights @ x
+    scaled = weights.sqrt()[:, None]
+    centred, coded = scaled * (x - mean), scaled * (concept - weights @ concept)
+    covariance = centred.T @ centred
+    if len(x) < _ROWS_PER_FEATURE * x.shape[1]:
+        rows = (centred * len(x) ** 0.5).numpy()
+        share = float(ledoit_wolf_shrinkage(rows, assume_centered=True))
+        level = covariance.diagonal().mean()
+        covariance = (1 - share) * covariance + share * level * torch.eye(x.shape[1]).double()
+    return _edit(covariance, centred.T @ coded, mean)
+
+
+def _edit(covariance: Tensor, cross: Tensor, mean: Tensor) -> Erasure:
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > _RELATIVE_TOLERANCE * values[-1].clamp_min(1e-300)
+    values, vectors = values[kept], vectors[:, kept]
+    whiten = (vectors / values.sqrt()) @ vectors.T
+    unwhiten = (vectors * values.sqrt()) @ vectors.T
+    basis, strength, _ = torch.linalg.svd(whiten @ cross, full_matrices=False)
+    basis = basis[:, strength > 1e-10 * strength[0].clamp_min(1e-300)]
+    return Erasure((unwhiten @ basis).contiguous(), (basis.T @ whiten).contiguous(), mean)

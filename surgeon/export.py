@@ -1,0 +1,201 @@
+"""Write the result: a checkpoint that loads without surgeon, the edit, and the record."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from surgeon.card import model_card
+from surgeon.checkpoint import file_sha256, fresh_directory, write_safetensors
+from surgeon.edit import Edit
+from surgeon.record import Report
+from surgeon.subject import Subject, load
+from surgeon.surgery import apply, prove
+
+RECORD_VERSION = 1
+# Images whose logits travel with the export.
+PROBE_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a result comes from; goes verbatim into `surgeon.json`."""
+
+    command: str
+    """The command, without paths."""
+    config: Mapping[str, Any]
+    """The method's settings."""
+    seed: int | None
+
+
+def export(
+    subject: Subject,
+    edit: Edit,
+    out: str | Path,
+    *,
+    images: Tensor | None = None,
+    report: Report | None = None,
+    provenance: Provenance | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a folder with the edited checkpoint, its config, the edit, the record and a card.
+
+    The written model is read back in a fresh load and its logits compared with the gated network
+    before the folder is put in place; on any failure nothing is left.
+
+    Args:
+        subject: The base.
+        edit: What to carry out.
+        out: Folder to make.
+        images: `[n, 3, H, W]` preprocessed images to prove the export on; their logits are kept
+            as `report_logits.safetensors`. None proves it on seeded noise and keeps nothing.
+        report: The measurements; adds `report.json`, `layers.csv`, `groups.csv`.
+        provenance: Command, settings and seed.
+        force: Replace an earlier result.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtefactError: The folder exists or cannot be written, or the read-back differs.
+    """
+    out = Path(out)
+    base = subject.to("cpu")
+    folded = apply(base, edit)
+    with fresh_directory(out, force=force) as folder:
+        edit.save(folder / "edit.safetensors")
+        edit_sha256 = file_sha256(folder / "edit.safetensors")
+        metadata = {
+            "format": "pt",
+            "surgeon.base_sha256": subject.sha256,
+            "surgeon.edit_sha256": edit_sha256,
+            "surgeon.method": edit.method,
+        }
+        write_safetensors(folder / "model.safetensors", folded.tensors(), metadata)
+        write_json(folder / "config.json", export_config(subject))
+        _prove(base, edit, folder, images)
+        record = {
+            "version": RECORD_VERSION,
+            "command": provenance.command if provenance else "",
+            "base": base_record(subject),
+            "edit_sha256": edit_sha256,
+            "model_sha256": file_sha256(folder / "model.safetensors"),
+            "config": dict(provenance.config) if provenance else {},
+            "seed": provenance.seed if provenance else None,
+            "environment": environment(subject),
+        }
+        write_json(folder / "surgeon.json", record)
+        if report is not None:
+            _write_report(folder, report)
+        (folder / "README.md").write_text(model_card(subject, edit, report), encoding="utf-8")
+    return out
+
+
+def _prove(base: Subject, edit: Edit, folder: Path, images: Tensor | None) -> None:
+    architecture = base.architecture
+    again = load(
+        folder / "model.safetensors",
+        arch=None if architecture.library == "factory" else str(architecture),
+        factory=architecture.name if architecture.library == "factory" else None,
+        model_kwargs=architecture.model_args,
+    )
+    if images is None:
+        size = (8, *base.preprocessing.input_size)
+        prove(base, edit, again, torch.randn(size, generator=torch.Generator().manual_seed(0)))
+        return
+    probe = images[:PROBE_ROWS].cpu()
+    prove(base, edit, again, probe)
+    with torch.no_grad():
+        logits = again.forward(probe)[1]
+    write_safetensors(folder / "report_logits.safetensors", {"logits": logits}, {"format": "pt"})
+
+
+def base_record(subject: Subject) -> dict[str, Any]:
+    """Return the base as `surgeon.json` and `report.json` name it."""
+    return {
+        "sha256": subject.sha256,
+        "architecture": str(subject.architecture),
+        "num_classes": subject.num_classes,
+    }
+
+
+def environment(subject: Subject) -> dict[str, str]:
+    """Return the versions and the device a result was computed with."""
+    return {
+        "python": platform.python_version(),
+        "surgeon": version("debias-surgeon"),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "device": str(subject.device),
+        "dtype": str(subject.amp_dtype or torch.float32).removeprefix("torch."),
+    }
+
+
+def export_config(subject: Subject) -> dict[str, Any]:
+    """Return `config.json`: timm's own layout for a timm network; the input's keys are kept."""
+    architecture, config = subject.architecture, dict(subject.config)
+    config["architecture"] = architecture.name
+    config["num_classes"] = subject.num_classes
+    if subject.label_names:
+        config["label_names"] = list(subject.label_names)
+    if architecture.library != "timm":
+        config["library"] = architecture.library
+        config["preprocessing"] = subject.preprocessing.to_config()
+        return config
+    config["num_features"] = subject.num_features
+    if architecture.model_args:
+        config["model_args"] = dict(architecture.model_args)
+    pool = getattr(subject.net, "global_pool", None)
+    if isinstance(pool, str):
+        config.setdefault("global_pool", pool)
+    own = getattr(subject.net, "pretrained_cfg", None) or {}
+    kept = {k: own[k] for k in ("first_conv", "classifier", "fixed_input_size") if k in own}
+    config["pretrained_cfg"] = {
+        **kept,
+        **config.get("pretrained_cfg", {}),
+        **subject.preprocessing.to_config(),
+        "num_classes": subject.num_classes,
+    }
+    return config
+
+
+def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write a JSON file with sorted keys; NaN is a bug and raises."""
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_report(folder: Path, report: Report) -> None:
+    write_json(folder / "report.json", report.to_json())
+    if report.sweep:
+        write_json(folder / "sweep.json", [dict(record) for record in report.sweep])
+    layers = [asdict(layer) for layer in report.layers]
+    groups = [
+        {"operation": operation.name, **_flat_group(row)}
+        for operation in report.operations
+        for row in operation.audit["groups"]
+    ]
+    for name, rows in (("layers.csv", layers), ("groups.csv", groups)):
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _flat_group(row: Mapping[str, Any]) -> dict[str, Any]:
+    biases = {f"bias.{column}": value for column, value in row["bias"].items()}
+    return {
+        "target": row["target"],
+        **biases,
+        **{k: v for k, v in row.items() if k not in ("target", "bias")},
+    }

@@ -1,0 +1,77 @@
+"""What every operation shares: a configuration in, an edit out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from surgeon.data import Data, Rows, extract
+from surgeon.edit import Edit
+from surgeon.erasure import fit_erasure
+from surgeon.groups import Groups
+from surgeon.metrics import balanced_accuracy, group_accuracies
+from surgeon.recalibrate import recalibrate
+from surgeon.subject import Subject
+
+Progress = Callable[[Mapping[str, Any]], None]
+"""Takes one record per epoch: name to number."""
+
+
+class Method(ABC):
+    """Learn an edit of a frozen subject from labelled rows.
+
+    A method is a frozen dataclass of its settings. It reads fit and select rows, never report
+    rows, and changes nothing.
+    """
+
+    name: ClassVar[str]
+    """Registry key."""
+
+    @abstractmethod
+    def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
+        """Learn the edit.
+
+        Args:
+            subject: The frozen network.
+            data: Labelled rows; only `data.fit` and `data.select` are read.
+            progress: Called once per epoch.
+        """
+
+
+def new_edit(subject: Subject, method: str, **parts: Any) -> Edit:
+    """Bind the parts of an edit to its base."""
+    return Edit(subject.sha256, str(subject.architecture), method, subject.head_name, **parts)
+
+
+def with_recalibration(subject: Subject, data: Data, edit: Edit, *, seed: int) -> Edit:
+    """Add BatchNorm statistics measured on the fit rows."""
+    overrides = device_changes(subject, edit.without("buffers", "erasure"))
+    return replace(edit, buffers=recalibrate(subject, data.fit, overrides, seed=seed))
+
+
+def with_erasure(subject: Subject, data: Data, edit: Edit) -> Edit:
+    """Add the closed-form erasure fitted on the edited network's features of the fit rows."""
+    overrides = device_changes(subject, edit.without("erasure"))
+    outputs = extract(subject, data.fit, overrides=overrides)
+    return replace(edit, erasure=fit_erasure(outputs.features, data.fit.groups))
+
+
+def device_changes(subject: Subject, edit: Edit) -> dict[str, Tensor]:
+    """Return the tensors an edit changes, on the subject's device."""
+    return {n: t.to(subject.device) for n, t in edit.changes(subject.tensors()).items()}
+
+
+def select_accuracy(logits: Tensor, groups: Groups) -> float:
+    """Return the balanced accuracy of `[N, C]` logits over non-empty groups, a fraction."""
+    correct = logits.argmax(1).cpu() == groups.target
+    return float(balanced_accuracy(group_accuracies(correct, groups.index, groups.num_groups)))
+
+
+def gather_biases(rows: Rows, picked: Tensor, device: torch.device) -> list[Tensor]:
+    """Return the labels of each fitted bias column for some rows, `[n]` each."""
+    return [rows.groups.biases[picked, k].to(device) for k in rows.groups.fitted]

@@ -1,0 +1,14 @@
+"""Show a report; numbers are computed elsewhere."""
+
+from __future__ import annotations
+
+from surgeon.report.bench import render_bench, render_step_times
+from surgeon.report.terminal import render_audit, render_inspection, render_report
+
+__all__ = [
+    "render_audit",
+    "render_bench",
+    "render_inspection",
+    "render_report",
+    "render_step_times",
+]

@@ -1,0 +1,177 @@
+"""The tables and the verdict as a terminal shows them, 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from surgeon.card import group_name, percent
+
+_GROUPS_SHOWN = 12
+_PLACES = ("bottleneck", "head_input", "logits")
+# Below this many report rows leakage is shown and claims nothing.
+_CLAIM_ROWS = 4000
+_FLAGGED = 30
+
+
+def render_report(report: Mapping[str, Any], console: Console) -> None:
+    """Print the tables of a `report.json` document, the verdict last."""
+    operations = report["operations"]
+    before, after = operations[0], operations[-1]
+    _print(console, _group_table(before["audit"], after["audit"], after["name"]))
+    _print(console, _accuracy_table(operations))
+    for column, row in before["audit"]["biases"].items():
+        if row["leakage"] is not None:
+            _print(console, _leakage_table(column, operations), *_leakage_notes(column, operations))
+    for note in report["notes"]:
+        console.print(Text(f"note: {note}"))
+    _print(console, *_verdict_lines(report))
+
+
+def render_audit(audit: Mapping[str, Any], console: Console) -> None:
+    """Print an audit's JSON document."""
+    _print(console, _group_table(audit, None, ""))
+    row = {"name": "this checkpoint", "audit": audit, "sparsity": {"gated": None}, "seconds": None}
+    _print(console, _accuracy_table([row]))
+    for column, bias in audit["biases"].items():
+        if bias["leakage"] is not None:
+            _print(console, _leakage_table(column, [row]), *_leakage_notes(column, [row]))
+
+
+def render_inspection(document: Mapping[str, Any], console: Console) -> None:
+    """Print what `surgeon inspect` found."""
+    for name, value in document.items():
+        if not isinstance(value, list | dict):
+            console.print(Text(f"{name}: {value}"))
+    console.print(Text(f"preprocessing: {_pairs(document['preprocessing'])}"))
+    layers = new_table("layers a mask may touch", "layer", "kind", "weights", "units")
+    for layer in document["layers"]:
+        layers.add_row(*(str(layer[k]) for k in ("name", "kind", "weights", "units")))
+    _print(console, layers)
+    if "groups" in document:
+        groups = new_table("label file", "group", "n")
+        for row in document["groups"]:
+            groups.add_row(group_name(row), str(row["n"]))
+        _print(console, groups)
+    for note in document.get("notes", []):
+        console.print(Text(f"note: {note}"))
+
+
+def _print(console: Console, *items: RenderableType) -> None:
+    for item in items:
+        console.print(item)
+    console.print()
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """Start a table whose first column is text and the others are figures."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+def _group_table(before: Mapping[str, Any], after: Mapping[str, Any] | None, name: str) -> Table:
+    """Show every group, or the worst ones when there are many."""
+    columns = ["group", "n", "accuracy % (95 % interval)"]
+    if after:
+        columns[2:] = ["vanilla % (95 % interval)", f"{name} %"]
+    table = new_table("accuracy by group, report rows", *columns)
+    rows = list(zip(before["groups"], (after or before)["groups"], strict=True))
+    filled = [pair for pair in rows if pair[0]["n"]]
+    shown = filled
+    if len(filled) > _GROUPS_SHOWN:
+        shown = sorted(filled, key=lambda pair: pair[0]["accuracy"])[:_GROUPS_SHOWN]
+    for old, new in shown:
+        flag = "!" if old["n"] < _FLAGGED else ""
+        cells = [group_name(old), f"{old['n']}{flag}", _spread(old)]
+        table.add_row(*cells, *([_spread(new)] if after else []))
+    remarks = []
+    if len(shown) < len(filled):
+        remarks.append(f"the {len(shown)} worst of {len(filled)} groups; all are in groups.csv")
+    if len(filled) < len(rows):
+        remarks.append(f"{len(rows) - len(filled)} groups have no report rows")
+    if any(old["n"] < _FLAGGED for old, _ in shown):
+        remarks.append(f"! fewer than {_FLAGGED} rows")
+    table.caption = "; ".join(remarks) or None
+    table.caption_justify = "left"
+    return table
+
+
+def _accuracy_table(operations: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
+    reweighted = any(row["audit"]["reweighted_accuracy"] is not None for row in operations)
+    names += ("reweighted_accuracy",) if reweighted else ()
+    heads = [name.removesuffix("_accuracy").replace("_", " ") for name in names]
+    biases = list(operations[0]["audit"]["biases"])
+    gaps = ["gap" if len(biases) == 1 else f"gap {column}" for column in biases]
+    table = new_table("accuracy, %", "operation", *heads, *gaps, "sparsity", "seconds")
+    for row in operations:
+        audit = row["audit"]
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        table.add_row(
+            row["name"],
+            *(percent(audit[name]) for name in names),
+            *(percent(audit["biases"][column]["gap"]) for column in biases),
+            percent(row["sparsity"]["gated"]),
+            seconds,
+        )
+    return table
+
+
+def _leakage_table(column: str, operations: Sequence[Mapping[str, Any]]) -> Table:
+    row = operations[0]["audit"]["biases"][column]
+    title = f"leakage of '{column}', linear / MLP probe, % (chance {percent(row['chance'])})"
+    table = new_table(title, "operation", *(place.replace("_", " ") for place in _PLACES))
+    for operation in operations:
+        places = operation["audit"]["biases"][column]["leakage"]
+        cells = ["-" if places[p] is None else _kinds(places[p]) for p in _PLACES]
+        table.add_row(operation["name"], *cells)
+    return table
+
+
+def _kinds(kinds: Mapping[str, float | None]) -> str:
+    return f"{percent(kinds['linear'])} / {percent(kinds['mlp'])}"
+
+
+def _leakage_notes(column: str, operations: Sequence[Mapping[str, Any]]) -> list[Text]:
+    row = operations[-1]["audit"]["biases"][column]
+    lines = []
+    spans = row["leakage_intervals"]["logits"] if row["leakage_intervals"] else None
+    if spans and spans["linear"]:
+        low, high = spans["linear"]
+        lines.append(
+            f"n = {row['n']}; logits of '{operations[-1]['name']}', linear: "
+            f"{percent(low)} to {percent(high)} (95 %)"
+        )
+    if row["n"] < _CLAIM_ROWS:
+        lines.append(f"fewer than {_CLAIM_ROWS} report rows: leakage is shown, and claims nothing")
+    if row["untrusted"]:
+        lines.append(f"missed a planted signal: {', '.join(row['untrusted'])}")
+    return [Text(line) for line in lines]
+
+
+def _verdict_lines(report: Mapping[str, Any]) -> Iterable[Text]:
+    verdict = report["verdict"]
+    for name, label in (("worst_group", "worst group"), ("balanced", "balanced")):
+        change = verdict[name]
+        if change["difference"] is not None:
+            low, high = percent(change["low"]), percent(change["high"])
+            yield Text(
+                f"{label}: {100 * change['difference']:+.1f} points "
+                f"(95 % interval {low} to {high}) against {verdict['against']}"
+            )
+    yield Text(f"verdict: {verdict['word']} ({verdict['reason']})", style="bold")
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{percent(row['accuracy'])} ({percent(row['low'])} to {percent(row['high'])})"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,302 @@
+"""The frozen network under surgery, split at the bottleneck into encoder and head."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from surgeon.architecture import (
+    Architecture,
+    differences,
+    own_preprocessing,
+    resolve_architecture,
+)
+from surgeon.checkpoint import Checkpoint, read_checkpoint
+from surgeon.errors import CheckpointError, IncompatibleError, OptionError
+from surgeon.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A frozen classifier `logits = head(encoder(x))` with its own preprocessing.
+
+    The bottleneck is the input of the last linear layer: timm's `forward_head(x,
+    pre_logits=True)`. Parameters take no gradients and the network stays in eval mode; whoever
+    wants other weights passes `overrides` to `forward`, which never touches these.
+    """
+
+    net: nn.Module
+    """The network, eval mode, `requires_grad` off."""
+    head_name: str
+    """Module name of the last linear layer."""
+    architecture: Architecture
+    preprocessing: Preprocessing
+    label_names: tuple[str, ...] | None
+    """Class names in class order, where the checkpoint has them."""
+    path: Path
+    """The weights file that was read."""
+    sha256: str
+    """Hash of that file."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """`config.json` as it was read; empty if there was none."""
+    amp_dtype: torch.dtype | None = None
+    """Autocast type, None for full precision."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        module = self.net.get_submodule(self.head_name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head."""
+        return self.head.out_features
+
+    @property
+    def num_features(self) -> int:
+        """Width D of the bottleneck."""
+        return self.head.in_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    def forward(
+        self, x: Tensor, overrides: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the network, with some tensors replaced for this call.
+
+        Args:
+            x: `[n, 3, H, W]` float32, preprocessed images on the subject's device.
+            overrides: Parameters and buffers by name to use instead of the frozen ones.
+
+        Returns:
+            Bottleneck `[n, D]` and logits `[n, C]`, float32.
+        """
+        seen: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            with torch.autocast(
+                self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+            ):
+                logits = functional_call(self.net, dict(overrides or {}), (x,))
+        finally:
+            handle.remove()
+        return seen[-1].float(), logits.float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and persistent buffer by name, not copied."""
+        return {name: tensor.detach() for name, tensor in self.net.state_dict().items()}
+
+    def fingerprint(self) -> str:
+        """Hash names, types and values of all parameters and buffers, hex."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors().items()):
+            value = tensor.cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Subject:
+        """Copy the subject with some parameters or buffers replaced."""
+        net = copy.deepcopy(self.net)
+        missing = net.load_state_dict({**self.tensors(), **tensors})
+        assert not missing.missing_keys
+        assert not missing.unexpected_keys
+        return replace(self, net=freeze(net))
+
+    def to(self, device: str | torch.device, amp_dtype: torch.dtype | None = None) -> Subject:
+        """Copy the subject to a device, with an autocast type.
+
+        Raises:
+            OptionError: The device is unknown or not there.
+        """
+        target = find_device(device)
+        return replace(self, net=freeze(copy.deepcopy(self.net).to(target)), amp_dtype=amp_dtype)
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """Return a device that can be used; `auto` takes CUDA where it is there.
+
+    Raises:
+        OptionError: The device is unknown or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise OptionError(
+            f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]}); "
+            "expected cpu, or cuda where a GPU is present"
+        ) from error
+    return device
+
+
+def freeze(net: nn.Module) -> nn.Module:
+    """Switch off gradients and training behaviour, in place; return the network."""
+    return net.eval().requires_grad_(False)
+
+
+def find_head(net: nn.Module, input_size: Iterable[int]) -> str:
+    """Find the linear layer whose output is the network's output.
+
+    Args:
+        net: Network in eval mode.
+        input_size: Channels, height, width.
+
+    Returns:
+        Its module name.
+
+    Raises:
+        IncompatibleError: The network does not run on that size, or does not end in one linear
+            layer on one vector per image.
+    """
+    outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda _, inputs, output, name=name: outputs.setdefault(name, []).append(
+                (inputs[0], output)
+            )
+        )
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    size = tuple(input_size)
+    try:
+        with torch.no_grad():
+            logits = net(torch.zeros(1, *size, device=next(net.parameters()).device))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise IncompatibleError(
+            f"the network does not run on one image of size {size} "
+            f"({str(error).splitlines()[0]}); pass --input-size"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(logits, Tensor):
+        raise IncompatibleError(f"the network returns a {type(logits).__name__}, expected logits")
+    for name, calls in outputs.items():
+        entered, left = calls[-1]
+        if left.data_ptr() == logits.data_ptr() and left.shape == logits.shape:
+            if entered.dim() == 2 and len(calls) == 1:
+                return name
+            raise IncompatibleError(
+                f"head '{name}': found input of shape {list(entered.shape)} in {len(calls)} calls, "
+                "expected one vector per image, once"
+            )
+    raise IncompatibleError(
+        "the network's last layer: expected one linear layer whose output is the logits; networks "
+        "that end otherwise are not supported"
+    )
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    arch: str | None = None,
+    factory: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    amp_dtype: torch.dtype | None = None,
+) -> Subject:
+    """Load a checkpoint as a frozen subject.
+
+    Args:
+        checkpoint: `.safetensors` or PyTorch file, or a directory with `model.safetensors`.
+        arch: `timm:NAME`, `torchvision:NAME` or a bare name; default: `config.json`.
+        factory: `package.module:function` returning the network, instead of `arch`.
+        model_kwargs: Constructor arguments, over those of `config.json`.
+        preprocessing: timm's `input_size`, `mean`, `std`, `interpolation`, `crop_pct`,
+            `crop_mode`, each over the checkpoint's own; None values are ignored.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        amp_dtype: Autocast type for every forward pass; None for float32.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not fit the architecture.
+        IncompatibleError: The network does not end in one linear layer.
+        OptionError: Unknown architecture, device or preprocessing value.
+    """
+    target = find_device(device)
+    read = read_checkpoint(checkpoint)
+    architecture, source = resolve_architecture(
+        read.tensors,
+        read.config,
+        arch=arch,
+        factory=factory,
+        model_args=model_kwargs,
+        where=str(read.path),
+    )
+    net = freeze(architecture.build())
+    _fill(net, read, architecture)
+    prepared = _preprocessing(
+        own_preprocessing(architecture, net), read.config, preprocessing or {}
+    )
+    head_name = find_head(net, prepared.input_size)
+    head = net.get_submodule(head_name)
+    assert isinstance(head, nn.Linear)
+    return Subject(
+        net=net.to(target),
+        head_name=head_name,
+        architecture=replace(architecture, num_classes=head.out_features),
+        preprocessing=prepared,
+        label_names=_label_names(read.config, head.out_features, read.path),
+        path=read.path,
+        sha256=read.sha256,
+        config=read.config,
+        amp_dtype=amp_dtype,
+        notes=(source, *read.notes),
+    )
+
+
+def _fill(net: nn.Module, read: Checkpoint, architecture: Architecture) -> None:
+    wrong = differences(net, read.tensors)
+    if wrong:
+        raise CheckpointError(
+            f"{read.path}: {len(wrong)} keys do not fit {architecture} with "
+            f"{architecture.num_classes} classes; check --arch and config.json",
+            wrong,
+        )
+    net.load_state_dict(read.tensors)
+
+
+def _preprocessing(
+    own: Mapping[str, Any], config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Preprocessing:
+    given = config.get("pretrained_cfg") or config.get("preprocessing") or {}
+    needed = ("input_size", "mean", "std")
+    missing = [k for k in needed if {**own, **given}.get(k) is None and overrides.get(k) is None]
+    if missing:
+        raise CheckpointError(
+            f"preprocessing: {', '.join(missing)} not in the network or config.json; "
+            f"pass {' '.join('--' + k.replace('_', '-') for k in missing)}"
+        )
+    return Preprocessing.from_config({**own, **given}, **overrides)
+
+
+def _label_names(config: Mapping[str, Any], num_classes: int, path: Path) -> tuple[str, ...] | None:
+    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    if isinstance(names, Mapping):  # timm allows {class index: name}
+        names = [names.get(str(i), names.get(i, str(i))) for i in range(num_classes)]
+    if not names:
+        return None
+    if len(names) != num_classes:
+        raise CheckpointError(
+            f"{path.parent / 'config.json'}: found {len(names)} label_names, the head has "
+            f"{num_classes} classes; correct the config"
+        )
+    return tuple(str(name) for name in names)

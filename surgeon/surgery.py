@@ -1,0 +1,167 @@
+"""Carry out an edit: fold it into the weights, and prove the result on real inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from surgeon.edit import Edit
+from surgeon.errors import ArtefactError, IncompatibleError
+from surgeon.subject import Subject
+
+# Folding is exact but for the erasure, whose head is rounded to float32 once.
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What an edit leaves of one layer."""
+
+    name: str
+    kind: str
+    """Class of the module."""
+    weights: int
+    kept: int
+    sparsity: float
+    """Share of the layer's weights that the masks remove."""
+    units: int
+    dead_units: int
+    """Units all of whose weights are removed, or that a unit gate switches off."""
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How much an edit removes."""
+
+    gated: float | None
+    """Pruned over gated weights; None for an edit without masks."""
+    all: float | None
+    """Pruned over all weights of the network."""
+    units: float | None
+    """Gated-off over gated units; None without unit masks."""
+
+
+def check_base(subject: Subject, edit: Edit) -> None:
+    """Refuse an edit made for another checkpoint.
+
+    Raises:
+        ArtefactError: The hashes differ.
+    """
+    if edit.base_sha256 != subject.sha256:
+        raise ArtefactError(
+            f"{subject.path}: found sha256 {subject.sha256[:12]}, the edit expects "
+            f"{edit.base_sha256[:12]} ({edit.architecture}); give the checkpoint it was made from"
+        )
+    missing = [name for name in [*edit.masks, *edit.updates] if name not in subject.tensors()]
+    if missing:
+        raise IncompatibleError(
+            f"{subject.path}: {len(missing)} tensors of the edit are not in it; "
+            "load the checkpoint with the same --arch or --factory",
+            missing,
+        )
+
+
+def apply(subject: Subject, edit: Edit) -> Subject:
+    """Carry out an edit: every shape stays, the base subject is left as it is.
+
+    Args:
+        subject: The base the edit was fitted on.
+        edit: Masks, statistics, replaced tensors, erasure.
+
+    Returns:
+        A frozen copy with the edit folded into its weights.
+
+    Raises:
+        ArtefactError: The edit belongs to another checkpoint.
+    """
+    check_base(subject, edit)
+    return subject.with_tensors(edit.changes(subject.tensors()))
+
+
+@torch.no_grad()
+def prove(subject: Subject, edit: Edit, folded: Subject, x: Tensor) -> float:
+    """Compare the gated network, erasure applied to its features, with the folded one.
+
+    Args:
+        subject: The base.
+        edit: The edit.
+        folded: The network to be proved, for example read back from the exported file.
+        x: `[n, 3, H, W]` preprocessed images.
+
+    Returns:
+        Largest difference of logits, relative to the largest logit.
+
+    Raises:
+        ArtefactError: It exceeds 1e-5.
+    """
+    plain, other = subject.to(subject.device), folded.to(subject.device)  # full precision
+    gated = edit.without("erasure").changes(subject.tensors())
+    features, logits = plain.forward(x, gated)
+    if edit.erasure is not None:
+        name = subject.head_name
+        weight = gated.get(f"{name}.weight", subject.head.weight)
+        bias_term = gated.get(f"{name}.bias", subject.head.bias)
+        logits = linear(edit.erasure(features), weight, bias_term)
+    found = other.forward(x)[1]
+    difference = float((found - logits).abs().max() / logits.abs().max().clamp_min(1e-12))
+    if not difference <= _TOLERANCE:
+        raise ArtefactError(
+            f"export: folded and gated logits differ by {difference:.2g} relative, expected at "
+            f"most {_TOLERANCE:g}; nothing was written, please report this"
+        )
+    return difference
+
+
+def layer_rows(subject: Subject, edit: Edit) -> list[LayerRow]:
+    """Tabulate what the masks leave of every convolution and linear layer, in module order."""
+    rows = []
+    for name, module in subject.net.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            continue
+        keep = kept_weights(subject, edit, name)
+        dead = int((~keep.flatten(1).any(1)).sum())
+        kept = int(keep.sum())
+        rows.append(
+            LayerRow(
+                name,
+                type(module).__name__,
+                keep.numel(),
+                kept,
+                1 - kept / keep.numel(),
+                len(keep),
+                dead,
+            )
+        )
+    return rows
+
+
+def kept_weights(subject: Subject, edit: Edit, module: str) -> Tensor:
+    """Return which weights of a module the masks keep, bool of the weight's shape."""
+    weight = subject.net.get_submodule(module).weight
+    assert isinstance(weight, Tensor)
+    keep = edit.masks.get(f"{module}.weight", torch.ones(weight.shape, dtype=torch.bool))
+    if module in edit.units:
+        unit = edit.units[module].keep
+        keep = keep & unit.reshape(-1, *[1] * (weight.dim() - 1))
+    return keep
+
+
+def sparsity(subject: Subject, edit: Edit) -> Sparsity:
+    """Count what the masks remove."""
+    if not edit.masks and not edit.units:
+        return Sparsity(None, None, None)
+    masks: Sequence[Tensor] = [
+        *edit.masks.values(),
+        *[kept_weights(subject, edit.without("masks"), name) for name in edit.units],
+    ]
+    pruned = sum(int((~mask).sum()) for mask in masks)
+    units = [unit.keep for unit in edit.units.values()]
+    return Sparsity(
+        gated=pruned / sum(mask.numel() for mask in masks),
+        all=pruned / sum(p.numel() for p in subject.net.parameters()),
+        units=sum(int((~u).sum()) for u in units) / sum(map(len, units)) if units else None,
+    )

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from surgeon import stacked_mlp
+from surgeon.stacked_mlp import Fold, mlp_predictions
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_stack_learns_what_networks_of_their_own_learn(depth):
+    generator = torch.Generator().manual_seed(0)
+    stack = stacked_mlp._Stack(4, 3, depth, 1e-2, 3, generator)
+    nets = []
+    for fold in range(3):
+        layers = [nn.Linear(4, 256), *[nn.Linear(256, 256)] * (depth - 1), nn.Linear(256, 3)]
+        for position, layer in enumerate(layers):
+            layer.weight.data = stack._layers[2 * position][fold].detach().T.clone()
+            layer.bias.data = stack._layers[2 * position + 1][fold, 0].detach().clone()
+        modules = [x for layer in layers for x in (layer, nn.ReLU())][:-1]
+        nets.append(nn.Sequential(*modules))
+    optimizers = [torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2) for net in nets]
+    # The last four rows of the second network are filling.
+    weights = torch.rand(3, 12, generator=generator) + 0.5
+    weights[1, 8:] = 0
+    for step in range(12):
+        if step == 5:
+            stack._drop(torch.tensor([False, True, True]))
+        inputs = torch.randn(3, 12, 4, generator=generator)
+        labels = torch.randint(0, 3, (3, 12), generator=generator)
+        stack.step(inputs, labels, weights)
+        for fold in stack.alive.tolist():
+            rows = weights[fold] > 0
+            loss = nn.functional.cross_entropy(
+                nets[fold](inputs[fold, rows]), labels[fold, rows], reduction="none"
+            )
+            optimizers[fold].zero_grad()
+            (loss * weights[fold, rows]).mean().backward()
+            optimizers[fold].step()
+    for place, fold in enumerate([1, 2]):
+        ours = stacked_mlp._forward([x[place : place + 1] for x in stack._layers], inputs[:1])[0]
+        torch.testing.assert_close(ours, nets[fold](inputs[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_weights_are_kept_not_the_last():
+    generator = torch.Generator().manual_seed(0)
+    stack = stacked_mlp._Stack(2, 2, 1, 1e-4, 1, generator)
+    inputs = torch.randn(1, 40, 2, generator=generator)
+    labels, shares = (inputs[..., 0] > 0).long(), torch.full((1, 40), 1 / 40)
+
+    def epoch(labels):
+        for _ in range(60):
+            stack.step(inputs, labels, torch.ones(1, 40))
+        stack.keep_best(inputs, (inputs[..., 0] > 0).long(), shares)
+
+    epoch(labels)
+    best, loss = stack.logits_of(0, inputs[0]), float(stack.loss[0])
+    assert stack.score[0] > 0.9
+    epoch(1 - labels)
+    epoch(1 - labels)
+    torch.testing.assert_close(stack.logits_of(0, inputs[0]), best, rtol=0, atol=0)
+    for _ in range(20):
+        epoch(labels)
+    # An equal score with a lower loss is better.
+    assert stack.score[0] == pytest.approx(1)
+    assert stack.loss[0] < loss
+
+
+def test_a_fold_out_of_patience_is_dropped_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(stacked_mlp, "_PATIENCE", 2)
+    stack = stacked_mlp._Stack(2, 2, 1, 1e-4, 2, torch.Generator().manual_seed(0))
+    inputs, shares = torch.zeros(2, 4, 2), torch.full((2, 4), 0.25)
+    for sure in (0, 0, 1):
+        # The first network is right from the start, the second from the last round on.
+        stack._layers[3].data[:, 0] = torch.tensor([[9.0, 0.0], [9.0 * sure, 9.0 * (1 - sure)]])
+        stack.keep_best(inputs, torch.zeros(2, 4, dtype=torch.int64), shares)
+    assert stack.alive.tolist() == [1]
+    assert stack.score.tolist() == pytest.approx([1, 1])
+
+
+def test_predictions_follow_the_folds_and_the_seed(monkeypatch):
+    monkeypatch.setattr(stacked_mlp, "_EPOCHS", 40)
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(90, 3, generator=generator), torch.arange(90) % 2
+    features[:, 0] += 5 * labels
+
+    def fold(learn, choose, told):
+        ones, shares = torch.ones(len(learn)), torch.full((len(choose),), 1 / len(choose))
+        return Fold(learn, choose, torch.arange(90), torch.zeros(3), told, ones, shares)
+
+    rows = torch.arange(90)
+    # The second fold is short, and what tells is scaled away from it.
+    even, blind = torch.ones(3), torch.tensor([1e6, 1, 1])
+    folds = [fold(rows[:70], rows[70:], even), fold(rows[:41], rows[80:], blind)]
+    first = mlp_predictions(features, labels, 2, folds, seed=0)
+    reads = [float((predicted == labels).double().mean()) for predicted in first]
+    assert reads[0] > 0.95
+    assert reads[1] < 0.75
+    again = mlp_predictions(features, labels, 2, folds, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = mlp_predictions(features, labels, 2, folds, seed=1)
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
