@@ -20,7 +20,7 @@ from surgeon.inspection import inspect
 from surgeon.labels import read_labels
 from surgeon.methods import DFR, FFW, METHODS, Finetune, Leace
 from surgeon.operate import Measures, Outcome, audit, operate
-from surgeon.subject import Subject, load
+from surgeon.subject import Subject, find_device, load
 from surgeon.surgery import apply
 from surgeon.train_counts import read_train_counts
 
@@ -48,6 +48,7 @@ __all__ = [
     "audit",
     "check_out",
     "export",
+    "find_device",
     "inspect",
     "load",
     "make_demo",

@@ -40,7 +40,15 @@ class Architecture:
         """
         try:
             net = _builder(self.library, self.name)(**self._arguments())
-        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AssertionError,
+            AttributeError,
+            KeyError,
+            OSError,
+        ) as error:
             raise IncompatibleError(
                 f"{self}: cannot be built ({error}); check --arch and --model-kwargs"
             ) from error
@@ -73,19 +81,29 @@ def _import_factory(name: str) -> Callable[..., nn.Module]:
     if os.getcwd() not in sys.path:  # noqa: PTH109  the user's module lies where they stand
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
-        found = getattr(importlib.import_module(module_name), function)
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
-        raise OptionError(f"--factory {name}: cannot be imported ({error})") from error
+        raise OptionError(
+            f"--factory {name}: cannot be imported ({error}); run where the module lies, or put it "
+            "on PYTHONPATH"
+        ) from error
     if not callable(found):
         raise OptionError(f"--factory {name}: is a {type(found).__name__}, expected a function")
     return found
 
 
 def differences(net: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """List every missing, unexpected and misshapen key, one line each."""
+    """List every missing, unexpected and misshapen key, one line each.
+
+    Batch counters of BatchNorm may be missing: checkpoints older than PyTorch 0.4.1 have none.
+    """
     expected = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
-    lines = [f"missing {n} {list(s)}" for n, s in expected.items() if n not in found]
+    lines = [
+        f"missing {n} {list(s)}"
+        for n, s in expected.items()
+        if n not in found and not n.endswith("num_batches_tracked")
+    ]
     lines += [f"unexpected {n} {list(s)}" for n, s in found.items() if n not in expected]
     lines += [
         f"{n}: found {list(found[n])}, expected {list(s)}"
@@ -144,7 +162,8 @@ def resolve_architecture(
     name = name if colon else arch
     if not candidates or not _is_known(candidates[0], name):
         raise OptionError(
-            f"--arch: '{name}' is not a model of {library if colon else 'timm or torchvision'}"
+            f"--arch: '{name}' is not a model of {library if colon else 'timm or torchvision'}; "
+            "choose one from its list_models()"
         )
     found = [
         Architecture(lib, name, _num_classes(lib, name, tensors, config, args), args)

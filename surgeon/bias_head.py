@@ -46,7 +46,7 @@ class BiasHead:
         return torch.addmm(self.bias_term, x, self.weight.T)
 
     @torch.no_grad()
-    def step(self, features: Tensor, labels: Tensor, *, times: int = 1) -> float:
+    def step(self, features: Tensor, labels: Tensor, *, times: int = 1) -> Tensor:
         """Take SGD steps on the cross-entropy of one batch.
 
         Args:
@@ -55,7 +55,7 @@ class BiasHead:
             times: Steps on this batch.
 
         Returns:
-            Nothing is returned to optimise: the mean cross-entropy before the last step, nats.
+            The mean cross-entropy before the last step, nats, a scalar without gradient.
         """
         x = (features.detach() - self.shift) / self.scale
         truth = one_hot(labels, self.num_values).to(x)

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,16 @@ _PICKLED = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 # Moving averages first, as timm's own loader prefers them.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+# What the keys that are read must be.
+_CONFIG_KINDS: dict[str, tuple[Any, ...]] = {
+    "architecture": ("a name", str),
+    "library": ("timm, torchvision or factory", str),
+    "num_classes": ("a whole number", int),
+    "model_args": ("an object", dict),
+    "pretrained_cfg": ("an object", dict),
+    "preprocessing": ("an object", dict),
+    "label_names": ("a list of names", list, dict),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +89,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             tensors, notes = _read_pickle(path)
         else:
             raise CheckpointError(
-                f"{path}: found suffix '{path.suffix}', expected .safetensors or one of {', '.join(_PICKLED)}"
+                f"{path}: found suffix '{path.suffix}', expected .safetensors or one of "
+                f"{', '.join(_PICKLED)}"
             )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -116,7 +128,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of unusual pickle protocols, which are read or refused all the same.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused: reading it needs code execution; save its state_dict with "
@@ -161,7 +176,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: holds a {type(config).__name__}, expected an object")
-    return config
+    wrong = [
+        f"'{key}': found {json.dumps(config[key])[:60]}, expected {kinds[0]}"
+        for key, kinds in _CONFIG_KINDS.items()
+        if config.get(key) is not None and not isinstance(config[key], kinds[1:])
+    ]
+    if wrong:
+        raise CheckpointError(f"{path}: {len(wrong)} values cannot be used; correct them", wrong)
+    return {k: v for k, v in config.items() if v is not None or k not in _CONFIG_KINDS}
 
 
 def write_safetensors(
@@ -173,7 +195,11 @@ def write_safetensors(
     with sorted keys and padded to 8 bytes.
     """
     content = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        # A copy each: the library refuses tensors that share memory, as tied weights do.
+        {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        },
         dict(metadata),
     )
     size = int.from_bytes(content[:8], "little")
@@ -252,11 +278,13 @@ def _swap(new: Path, out: Path) -> None:
         new.rename(out)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.absolute().parent))
-    out.rename(old / out.name)
+    kept = old / out.name
     try:
+        out.rename(kept)
         new.rename(out)
-    except OSError:
-        (old / out.name).rename(out)
+    except BaseException:  # Ctrl-C too
+        if kept.exists() and not out.exists():
+            kept.rename(out)
+        old.rmdir()  # refuses to delete the earlier result if it could not be put back
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -26,7 +26,7 @@ _COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 _LABELS = ("below five", "five or more")
 # Shows that a folder is a demo, and may be replaced by one.
 _MARKER = ".surgeon-demo"
-_EPOCHS, _BATCH, _LR = 14, 50, 3e-3
+_EPOCHS, _BATCH, _LR = 8, 25, 1e-3
 
 
 def make_demo(out: Path, *, seed: int, force: bool = False) -> None:
@@ -51,7 +51,7 @@ def make_demo(out: Path, *, seed: int, force: bool = False) -> None:
 
 def _fill(folder: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    digits = load_digits()
+    digits: Any = load_digits()
     order = rng.permutation(len(digits.target))
     target = (digits.target[order] >= len(digits.target_names) // 2).astype(np.int64)
     share = np.where(np.arange(len(order)) < _TRAIN, _CORRELATION, 0.5)

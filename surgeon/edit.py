@@ -71,7 +71,7 @@ class Erasure:
         a = weight.double()
         left, right, mean = (t.to(weight.device) for t in (self.left, self.right, self.mean))
         removed = (a @ left) @ right
-        old = torch.zeros(len(a), dtype=a.dtype) if bias_term is None else bias_term.double()
+        old = a.new_zeros(len(a)) if bias_term is None else bias_term.double()
         return (a - removed).to(weight.dtype), (old + removed @ mean).to(weight.dtype)
 
 
@@ -172,36 +172,43 @@ class Edit:
             ArtefactError: The file is not an edit, or one of a later version.
         """
         path = Path(path)
+        if not path.is_file():
+            raise ArtefactError(f"{path}: no such file; give an edit.safetensors")
         try:
             tensors, metadata = read_safetensors(path)
             record = json.loads(metadata["surgeon.edit"])
-        except (OSError, KeyError, ValueError, CheckpointError) as error:
+            version = record["version"]
+            if version == VERSION:
+                return _rebuild(tensors, record)
+        except (OSError, LookupError, ValueError, TypeError, CheckpointError) as error:
             raise ArtefactError(
                 f"{path}: not an edit ({error}); expected edit.safetensors"
             ) from error
-        if record["version"] != VERSION:
-            raise ArtefactError(
-                f"{path}: edit of version {record['version']}, this surgeon reads {VERSION}; update it"
-            )
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = tensor
-        shapes, folds = record["shapes"], record["parts"]["units"]
-        return Edit(
-            base_sha256=record["base_sha256"],
-            architecture=record["architecture"],
-            method=record["method"],
-            head_name=record["parts"]["head"],
-            masks={n: unpack(t, shapes[f"mask.{n}"]) for n, t in parts.get("mask", {}).items()},
-            units={
-                n: UnitMask(unpack(t, shapes[f"unit.{n}"]), tuple(Fold(p, d) for p, d in folds[n]))
-                for n, t in parts.get("unit", {}).items()
-            },
-            buffers=parts.get("buffer", {}),
-            updates=parts.get("update", {}),
-            erasure=Erasure(**parts["erasure"]) if "erasure" in parts else None,
+        raise ArtefactError(
+            f"{path}: edit of version {version}, this surgeon reads {VERSION}; update it"
         )
+
+
+def _rebuild(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Edit:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    shapes, folds = record["shapes"], record["parts"]["units"]
+    return Edit(
+        base_sha256=record["base_sha256"],
+        architecture=record["architecture"],
+        method=record["method"],
+        head_name=record["parts"]["head"],
+        masks={n: unpack(t, shapes[f"mask.{n}"]) for n, t in parts.get("mask", {}).items()},
+        units={
+            n: UnitMask(unpack(t, shapes[f"unit.{n}"]), tuple(Fold(p, d) for p, d in folds[n]))
+            for n, t in parts.get("unit", {}).items()
+        },
+        buffers=parts.get("buffer", {}),
+        updates=parts.get("update", {}),
+        erasure=Erasure(**parts["erasure"]) if "erasure" in parts else None,
+    )
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ class SurgeonError(Exception):
 
     def __init__(self, summary: str, details: Sequence[str] = ()) -> None:
         super().__init__(summary)
-        self.summary = summary
-        self.details = tuple(details)
+        # What a library says may span lines.
+        self.summary = " ".join(summary.splitlines())
+        self.details = tuple(" ".join(line.splitlines()) for line in details)
 
     def __str__(self) -> str:
         lines = [self.summary, *(f"  {line}" for line in self.details[:_SHOWN])]

@@ -18,6 +18,7 @@ from torch import Tensor
 from surgeon.card import model_card
 from surgeon.checkpoint import file_sha256, fresh_directory, write_safetensors
 from surgeon.edit import Edit
+from surgeon.errors import ArtefactError
 from surgeon.record import Report
 from surgeon.subject import Subject, load
 from surgeon.surgery import apply, prove
@@ -83,7 +84,7 @@ def export(
         }
         write_safetensors(folder / "model.safetensors", folded.tensors(), metadata)
         write_json(folder / "config.json", export_config(subject))
-        _prove(base, edit, folder, images)
+        _prove(base, edit, folded, folder, images)
         record = {
             "version": RECORD_VERSION,
             "command": provenance.command if provenance else "",
@@ -101,7 +102,7 @@ def export(
     return out
 
 
-def _prove(base: Subject, edit: Edit, folder: Path, images: Tensor | None) -> None:
+def _prove(base: Subject, edit: Edit, folded: Subject, folder: Path, images: Tensor | None) -> None:
     architecture = base.architecture
     again = load(
         folder / "model.safetensors",
@@ -109,6 +110,11 @@ def _prove(base: Subject, edit: Edit, folder: Path, images: Tensor | None) -> No
         factory=architecture.name if architecture.library == "factory" else None,
         model_kwargs=architecture.model_args,
     )
+    if again.fingerprint() != folded.fingerprint():
+        raise ArtefactError(
+            f"{folder.parent}: model.safetensors reads back with other values than were written; "
+            "check the disk"
+        )
     if images is None:
         size = (8, *base.preprocessing.input_size)
         prove(base, edit, again, torch.randn(size, generator=torch.Generator().manual_seed(0)))
@@ -148,13 +154,13 @@ def export_config(subject: Subject) -> dict[str, Any]:
     config["num_classes"] = subject.num_classes
     if subject.label_names:
         config["label_names"] = list(subject.label_names)
+    if architecture.model_args:
+        config["model_args"] = dict(architecture.model_args)
     if architecture.library != "timm":
         config["library"] = architecture.library
         config["preprocessing"] = subject.preprocessing.to_config()
         return config
     config["num_features"] = subject.num_features
-    if architecture.model_args:
-        config["model_args"] = dict(architecture.model_args)
     pool = getattr(subject.net, "global_pool", None)
     if isinstance(pool, str):
         config.setdefault("global_pool", pool)

@@ -191,13 +191,11 @@ def _span(span: Span | None) -> list[float] | None:
     return None if span is None or math.isnan(span[0]) else list(span)
 
 
-def _nested(
-    places: Places | None, figure: Callable[[ProbeScore], object]
-) -> dict[str, dict[str, object] | None] | None:
+def _nested(places: Places | None, figure: Callable[[ProbeScore], object]) -> object:
     if places is None:
         return None
-    return {
-        place: kinds
-        and {kind: None if score is None else figure(score) for kind, score in kinds.items()}
-        for place, kinds in places.items()
-    }
+
+    def figures(kinds: Mapping[str, ProbeScore | None]) -> dict[str, object]:
+        return {kind: None if score is None else figure(score) for kind, score in kinds.items()}
+
+    return {place: None if kinds is None else figures(kinds) for place, kinds in places.items()}

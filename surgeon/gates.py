@@ -118,45 +118,41 @@ def _followers(subject: Subject) -> dict[str, str]:
     found: dict[str, str] = {}
     calls: dict[str, int] = {}
     modules = {n: m for n, m in subject.net.named_modules() if n}
+    names = {module: name for name, module in modules.items()}
 
-    def enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        producer = made_by.get(id(inputs[0])) if inputs else None
-        if producer is None:
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        calls[names[module]] = calls.get(names[module], 0) + 1
+        if not inputs or not isinstance(inputs[0], Tensor):
+            return
+        whole = inputs[0] if id(inputs[0]) in made_by else inputs[0]._base  # permuted, perhaps
+        producer = made_by.get(id(whole))
+        if whole is None or producer is None:
             return
         source, direct = producer.removesuffix("*"), not producer.endswith("*")
-        units = modules[source].weight.shape[0]
-        if direct and "norm" in type(module).__name__.lower() and _fits(module, units):
-            found[source] = name
+        units = _channels(modules[source], whole)
+        if direct and "norm" in type(module).__name__.lower() and _fits(module, units[0]):
+            if units == _channels(module, inputs[0]):
+                found[source] = names[module]
+            return
         linear = isinstance(module, nn.Linear) and isinstance(modules[source], nn.Linear)
-        if linear and not direct and name != subject.head_name and module.in_features == units:
-            found.setdefault(source, name)
+        if linear and not direct and names[module] != subject.head_name and whole is inputs[0]:
+            found.setdefault(source, names[module])
 
-    def leave(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Tensor):
             return
         kept.append(output)
         if isinstance(module, _GATED):
-            calls[name] = calls.get(name, 0) + 1
-            made_by[id(output)] = name
+            made_by[id(output)] = names[module]
         elif _is_elementwise(module) and inputs and id(inputs[0]) in made_by:
             before = made_by[id(inputs[0])]
             step = "" if isinstance(module, nn.Identity | nn.Dropout) else "*"
             made_by[id(output)] = before.removesuffix("*") + (step or "*" * before.endswith("*"))
-        elif any(module.children()) is False:
+        elif not any(True for _ in module.children()):
             made_by.pop(id(output), None)
 
-    handles = []
-    for name, module in modules.items():
-        handles.append(
-            module.register_forward_pre_hook(
-                lambda module, inputs, name=name: enter(name, module, inputs)
-            )
-        )
-        handles.append(
-            module.register_forward_hook(
-                lambda module, inputs, output, name=name: leave(name, module, inputs, output)
-            )
-        )
+    handles = [module.register_forward_pre_hook(enter) for module in names]
+    handles += [module.register_forward_hook(leave) for module in names]
     try:
         with torch.no_grad():
             size = subject.preprocessing.input_size
@@ -164,7 +160,15 @@ def _followers(subject: Subject) -> dict[str, str]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: follower for name, follower in found.items() if calls.get(name) == 1}
+    return {name: other for name, other in found.items() if calls[name] == calls[other] == 1}
+
+
+def _channels(module: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Return number and stride of the channels that a layer makes or a normalisation scales."""
+    kind = type(module).__name__.lower()
+    vectors = "2d" not in kind and ("layernorm" in kind or "rmsnorm" in kind)
+    dim = -1 if vectors or isinstance(module, nn.Linear) else 1
+    return x.shape[dim], x.stride(dim)
 
 
 def _fits(norm: nn.Module, units: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from surgeon.audit import Alignment, Audit, audit_outputs, decide_alignment
-from surgeon.data import Data, extract
+from surgeon.data import Data, Rows, extract
 from surgeon.edit import Edit
 from surgeon.errors import LabelError
 from surgeon.export import base_record
@@ -68,14 +68,17 @@ class _Ruler:
             extract(subject, data.fit).logits, data.fit.groups, measures.aligned
         )
 
-    def audit(self, edit: Edit | None = None, *, mlp: bool = False) -> Audit:
-        """Audit the subject, edited or as it is."""
+    def audit(
+        self, edit: Edit | None = None, *, mlp: bool = False, rows: Rows | None = None
+    ) -> Audit:
+        """Audit the subject, edited or as it is, on the report rows unless others are given."""
+        rows = rows or self.data.report
         changes = device_changes(self.subject, edit) if edit else None
-        outputs = extract(self.subject, self.data.report, overrides=changes)
+        outputs = extract(self.subject, rows, overrides=changes)
         erased = edit.erasure(outputs.features) if edit and edit.erasure else outputs.features
         return audit_outputs(
             outputs,
-            self.data.report.groups,
+            rows.groups,
             alignment=self.alignment,
             prober=self.prober,
             head_input=erased if edit else None,
@@ -145,19 +148,13 @@ def operate(
     start = time.perf_counter()
     _check_groups(data, measures.min_group)
     ruler = _Ruler(subject, data, measures)
-    history: list[Mapping[str, Any]] = []
-
-    def record(entry: Mapping[str, Any]) -> None:
-        history.append(entry)
-        if progress:
-            progress(entry)
-
     say(f"fitting {method.name} on {len(data.fit)} rows, choosing on {len(data.select)}")
     began = time.perf_counter()
-    tried: list[dict[str, Any]] = []
     if sweep:
-        method, tried = _sweep(subject, data, method, sweep, progress)
-    edit = method.fit(subject, data, progress=record)
+        fitted, tried = _sweep(ruler, method, sweep, progress, say)
+    else:
+        fitted, tried = _fit(ruler, method, progress), []
+    edit = fitted.edit
     seconds = time.perf_counter() - began
     say(f"measuring on {len(data.report)} report rows")
     rows, vanilla, edited = _table(ruler, edit, seconds, record_finetune=measures.with_finetune)
@@ -180,16 +177,16 @@ def operate(
             "select": len(data.select),
             "report": len(data.report),
         },
-        config=config_of(method),
+        config=config_of(fitted.method),
         operations=tuple(rows),
         verdict=verdict,
         layers=tuple(layer_rows(subject, edit)),
-        history=history,
+        history=fitted.history,
         seconds=time.perf_counter() - start,
         notes=(*subject.notes, *data.labels.notes),
         sweep=tried,
     )
-    return Outcome(edit, report, method)
+    return Outcome(edit, report, fitted.method)
 
 
 def measure(
@@ -223,8 +220,8 @@ def _check_groups(data: Data, min_group: int) -> None:
     counts = data.report.groups.counts()
     if not bool((counts >= min_group).any()):
         raise LabelError(
-            f"{data.labels.csv}: the largest group has {int(counts.max())} report rows, expected at "
-            f"least {min_group} for a worst group; label more images or lower --min-group"
+            f"{data.labels.csv}: the largest group has {int(counts.max())} report rows, expected "
+            f"at least {min_group} for a worst group; label more images or lower --min-group"
         )
 
 
@@ -274,33 +271,48 @@ def _fitted_row(ruler: _Ruler, method: Method) -> Operation:
     return ruler.row(method.name, edit, time.perf_counter() - began)
 
 
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """One fitted candidate."""
+
+    method: Method
+    edit: Edit
+    history: Sequence[Mapping[str, Any]]
+
+
+def _fit(ruler: _Ruler, method: Method, progress: Progress | None) -> _Fitted:
+    history: list[Mapping[str, Any]] = []
+
+    def record(entry: Mapping[str, Any]) -> None:
+        history.append(entry)
+        if progress:
+            progress(entry)
+
+    return _Fitted(method, method.fit(ruler.subject, ruler.data, progress=record), history)
+
+
 def _sweep(
-    subject: Subject,
-    data: Data,
+    ruler: _Ruler,
     method: Method,
-    values: Mapping[str, Sequence[float]],
+    sweep: Mapping[str, Sequence[float]],
     progress: Progress | None,
-) -> tuple[Method, list[dict[str, Any]]]:
+    say: Announce,
+) -> tuple[_Fitted, list[dict[str, Any]]]:
     """Fit one edit per value and choose by balanced accuracy on select rows; ties: the first."""
+    subject, select = ruler.subject, ruler.data.select
     tried: list[dict[str, Any]] = []
-    for name, settings in values.items():
-        candidates = [replace(method, **{name: value}) for value in settings]  # pyright: ignore
-        scores = []
-        for value, candidate in zip(settings, candidates, strict=True):
-            edit = candidate.fit(subject, data, progress=progress)
-            outputs = extract(subject, data.select, overrides=device_changes(subject, edit))
-            scores.append(select_accuracy(outputs.logits, data.select.groups))
-            seen = audit_outputs(
-                outputs,
-                data.select.groups,
-                alignment=decide_alignment(outputs.logits, data.select.groups),
-                prober=Prober(seed=0),
-                mlp=False,
-                head_input=edit.erasure(outputs.features) if edit.erasure else outputs.features,
-            ).to_json()
-            tried.append({name: value, "sparsity": asdict(sparsity(subject, edit)), "select": seen})
-        method = candidates[scores.index(max(scores))]
-    return method, tried
+    fitted: list[_Fitted] = []
+    scores: list[float] = []
+    for name, value in ((name, value) for name, values in sweep.items() for value in values):
+        say(f"{name} {value:g}")
+        candidate = _fit(ruler, replace(method, **{name: value}), progress)  # pyright: ignore
+        edit = candidate.edit
+        outputs = extract(subject, select, overrides=device_changes(subject, edit))
+        scores.append(select_accuracy(outputs.logits, select.groups))
+        fitted.append(candidate)
+        seen = ruler.audit(edit, rows=select).to_json()
+        tried.append({name: value, "sparsity": asdict(sparsity(subject, edit)), "select": seen})
+    return fitted[scores.index(max(scores))], tried
 
 
 def _mean(documents: Sequence[Any]) -> Any:

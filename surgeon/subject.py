@@ -137,13 +137,16 @@ def find_device(name: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise OptionError(
-            f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]}); "
-            "expected cpu, or cuda where a GPU is present"
-        ) from error
-    return device
+        if device.type in ("cpu", "cuda"):
+            torch.empty(0, device=device)
+            return device
+        reason = "not supported"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+    raise OptionError(
+        f"--device: '{name}' cannot be used here ({reason}); expected cpu, cuda or cuda:N where "
+        "a GPU is present, or auto"
+    )
 
 
 def freeze(net: nn.Module) -> nn.Module:
@@ -166,15 +169,12 @@ def find_head(net: nn.Module, input_size: Iterable[int]) -> str:
             layer on one vector per image.
     """
     outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _, inputs, output, name=name: outputs.setdefault(name, []).append(
-                (inputs[0], output)
-            )
-        )
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
+    names = {module: name for name, module in net.named_modules()}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.setdefault(names[module], []).append((inputs[0], output))
+
+    handles = [m.register_forward_hook(note) for m in names if isinstance(m, nn.Linear)]
     size = tuple(input_size)
     try:
         with torch.no_grad():
@@ -266,12 +266,13 @@ def load(
 def _fill(net: nn.Module, read: Checkpoint, architecture: Architecture) -> None:
     wrong = differences(net, read.tensors)
     if wrong:
+        classes = architecture.num_classes
         raise CheckpointError(
-            f"{read.path}: {len(wrong)} keys do not fit {architecture} with "
-            f"{architecture.num_classes} classes; check --arch and config.json",
+            f"{read.path}: {len(wrong)} keys do not fit {architecture}"
+            f"{f' with {classes} classes' if classes else ''}; check --arch and config.json",
             wrong,
         )
-    net.load_state_dict(read.tensors)
+    net.load_state_dict({**net.state_dict(), **read.tensors})
 
 
 def _preprocessing(

@@ -56,12 +56,21 @@ def check_base(subject: Subject, edit: Edit) -> None:
             f"{subject.path}: found sha256 {subject.sha256[:12]}, the edit expects "
             f"{edit.base_sha256[:12]} ({edit.architecture}); give the checkpoint it was made from"
         )
-    missing = [name for name in [*edit.masks, *edit.updates] if name not in subject.tensors()]
-    if missing:
+    shapes = {name: tuple(tensor.shape) for name, tensor in subject.tensors().items()}
+    changed = {**edit.masks, **edit.buffers, **edit.updates}
+    wrong = [n for n, tensor in changed.items() if shapes.get(n) != tuple(tensor.shape)]
+    for unit in edit.units.values():
+        wrong += [
+            fold.parameter
+            for fold in unit.folds
+            if shapes.get(fold.parameter, ())[fold.dim or 0 : (fold.dim or 0) + 1]
+            != (len(unit.keep),)
+        ]
+    if wrong:
         raise IncompatibleError(
-            f"{subject.path}: {len(missing)} tensors of the edit are not in it; "
-            "load the checkpoint with the same --arch or --factory",
-            missing,
+            f"{subject.path}: {len(wrong)} tensors of the edit are not in it, or have other "
+            "shapes; load the checkpoint with the same --arch or --factory",
+            wrong,
         )
 
 
@@ -120,23 +129,22 @@ def layer_rows(subject: Subject, edit: Edit) -> list[LayerRow]:
     """Tabulate what the masks leave of every convolution and linear layer, in module order."""
     rows = []
     for name, module in subject.net.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            continue
-        keep = kept_weights(subject, edit, name)
-        dead = int((~keep.flatten(1).any(1)).sum())
-        kept = int(keep.sum())
-        rows.append(
-            LayerRow(
-                name,
-                type(module).__name__,
-                keep.numel(),
-                kept,
-                1 - kept / keep.numel(),
-                len(keep),
-                dead,
-            )
-        )
+        kind = type(module).__name__
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            rows.append(_layer_row(name, kind, kept_weights(subject, edit, name)))
+        for parameter, _ in module.named_parameters(recurse=False):
+            masked = f"{name}.{parameter}" if name else parameter
+            # The packed projections of nn.MultiheadAttention belong to no module of their own.
+            if parameter != "weight" and masked in edit.masks:
+                rows.append(_layer_row(masked, kind, edit.masks[masked]))
     return rows
+
+
+def _layer_row(name: str, kind: str, keep: Tensor) -> LayerRow:
+    kept, dead = int(keep.sum()), int((~keep.flatten(1).any(1)).sum())
+    return LayerRow(
+        name, kind, keep.numel(), kept, 1 - kept / keep.numel(), units=len(keep), dead_units=dead
+    )
 
 
 def kept_weights(subject: Subject, edit: Edit, module: str) -> Tensor:

@@ -37,6 +37,7 @@ RANKS = {
     "verdict": 4,
     # A method sees the base class and no sibling; the registry sees them all.
     "methods.base": 5,
+    "methods.search": 5.05,
     "methods.": 5.1,
     "methods": 5.2,
     "surgery": 6,

@@ -152,6 +152,21 @@ def _reference_pulls(predicted, target, bias, num_classes, num_values, critical=
     return pulls
 
 
+def test_pulled_targets_equal_a_plain_loop_on_small_skewed_sets():
+    generator = torch.Generator().manual_seed(0)
+    found = 0
+    for _ in range(40):
+        bias = torch.randint(0, 3, (60,), generator=generator)
+        own = torch.randint(0, 3, (60,), generator=generator)
+        target = torch.where(torch.rand(60, generator=generator) < 0.6, bias, own)
+        predicted = torch.where(torch.rand(60, generator=generator) < 0.5, bias, own)
+        args = predicted, target, bias
+        pulls = pulled_targets(*args, 3, 3).tolist()
+        assert pulls == _reference_pulls(*(x.tolist() for x in args), 3, 3)
+        found += sum(t >= 0 for t in pulls)
+    assert 20 < found < 100
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.1, 0.8])
 def test_pulled_targets_equal_a_plain_loop(strength):
     generator = torch.Generator().manual_seed(5)

@@ -11,14 +11,6 @@ from surgeon.probes import Prober
 KINDS = ("linear", "mlp")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _labels(n, classes=2, values=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(0, classes, (n,), generator=generator)
@@ -51,11 +43,11 @@ def test_noise_wider_than_the_rows_are_many_reads_chance(kind):
 
 def test_noise_reads_chance_on_average():
     reads = []
-    for seed in range(30):
+    for seed in range(20):
         generator, target, bias = _labels(120, seed=seed)
         reads.append(_read(torch.randn(120, 5, generator=generator), target, bias, "linear"))
-    assert sum(r.accuracy for r in reads) / 30 == pytest.approx(0.5, abs=0.03)
-    assert sum(r.low <= 0.5 <= r.high for r in reads) >= 24
+    assert sum(r.accuracy for r in reads) / 20 == pytest.approx(0.5, abs=0.03)
+    assert sum(r.low <= 0.5 <= r.high for r in reads) >= 16
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,6 +58,16 @@ def test_what_the_target_alone_tells_is_not_leakage(kind):
     features = torch.randn(400, 3, generator=generator) + 6 * target[:, None]
     score = _read(features, target, bias, kind)
     assert score.accuracy == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rare_cells_weigh_as_much_as_common_ones(kind):
+    generator, target, _ = _labels(800)
+    bias = torch.where(torch.rand(800, generator=generator) < 0.9, target, 1 - target)
+    features = torch.randn(800, 2, generator=generator)
+    features += torch.stack([2 * bias, 20 * target], dim=1)
+    # Two deviations apart, 84 % can be read; a probe that leans on the target's odds reads 72 %.
+    assert _read(features, target, bias, kind).accuracy == pytest.approx(0.84, abs=0.06)
 
 
 def test_only_the_mlp_reads_what_is_not_linear():

@@ -8,14 +8,6 @@ from surgeon import stacked_mlp
 from surgeon.stacked_mlp import Fold, mlp_predictions
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_stack_learns_what_networks_of_their_own_learn(depth):
     generator = torch.Generator().manual_seed(0)
@@ -29,10 +21,10 @@ def test_a_stack_learns_what_networks_of_their_own_learn(depth):
         modules = [x for layer in layers for x in (layer, nn.ReLU())][:-1]
         nets.append(nn.Sequential(*modules))
     optimizers = [torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2) for net in nets]
-    # The last four rows of the second network are filling.
-    weights = torch.rand(3, 12, generator=generator) + 0.5
-    weights[1, 8:] = 0
     for step in range(12):
+        weights = torch.rand(3, 12, generator=generator) + 0.5
+        # The second network's last rows are filling, more of them in every batch.
+        weights[1, 12 - step :] = 0
         if step == 5:
             stack._drop(torch.tensor([False, True, True]))
         inputs = torch.randn(3, 12, 4, generator=generator)
@@ -63,15 +55,17 @@ def test_the_best_weights_are_kept_not_the_last():
         stack.keep_best(inputs, (inputs[..., 0] > 0).long(), shares)
 
     epoch(labels)
-    best, loss = stack.logits_of(0, inputs[0]), float(stack.loss[0])
+    best = stack.logits_of(0, inputs[0])
     assert stack.score[0] > 0.9
     epoch(1 - labels)
     epoch(1 - labels)
     torch.testing.assert_close(stack.logits_of(0, inputs[0]), best, rtol=0, atol=0)
     for _ in range(20):
         epoch(labels)
-    # An equal score with a lower loss is better.
     assert stack.score[0] == pytest.approx(1)
+    # An equal score with a lower loss is better.
+    loss = float(stack.loss[0])
+    epoch(labels)
     assert stack.loss[0] < loss
 
 
@@ -89,17 +83,20 @@ def test_a_fold_out_of_patience_is_dropped_and_the_others_go_on(monkeypatch):
 
 def test_predictions_follow_the_folds_and_the_seed(monkeypatch):
     monkeypatch.setattr(stacked_mlp, "_EPOCHS", 40)
+    monkeypatch.setattr(stacked_mlp, "_BATCH", 32)
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(90, 3, generator=generator), torch.arange(90) % 2
     features[:, 0] += 5 * labels
+    spread = torch.tensor([0.1, 50, 5000])
+    features = spread * features + 1000
 
-    def fold(learn, choose, told):
+    def fold(learn, choose, scale):
         ones, shares = torch.ones(len(learn)), torch.full((len(choose),), 1 / len(choose))
-        return Fold(learn, choose, torch.arange(90), torch.zeros(3), told, ones, shares)
+        return Fold(learn, choose, torch.arange(90), torch.full((3,), 1e3), scale, ones, shares)
 
     rows = torch.arange(90)
     # The second fold is short, and what tells is scaled away from it.
-    even, blind = torch.ones(3), torch.tensor([1e6, 1, 1])
+    even, blind = spread, torch.tensor([1e5, 50, 5000])
     folds = [fold(rows[:70], rows[70:], even), fold(rows[:41], rows[80:], blind)]
     first = mlp_predictions(features, labels, 2, folds, seed=0)
     reads = [float((predicted == labels).double().mean()) for predicted in first]

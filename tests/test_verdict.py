@@ -129,4 +129,4 @@ def test_a_paired_interval_covers_the_true_difference():
             luck < base_rate, luck < edited_rate, group, 2, min_group=10, draws=400, seed=trial
         )
         covered += worst.low <= 0.1 <= worst.high
-    assert 0.89 <= covered / 150 <= 1
+    assert 0.89 <= covered / 150 <= 0.99

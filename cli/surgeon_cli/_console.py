@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 
 _WIDTH = 80
+# Each method's records hold some of these.
+_SHOWN: dict[str, Callable[[float], str]] = {
+    "temperature": lambda x: f"T {x:.2g}",
+    "task_loss": lambda x: f"loss {x:.2f}",
+    "mutual_information": lambda x: f"MI {x:.2f}",
+    "select_balanced_accuracy": lambda x: f"select {100 * x:.1f} %",
+    "sparsity": lambda x: f"pruned {100 * x:.1f} %",
+    "seconds_left": lambda x: f"{x:.0f} s left",
+}
 
 
 def result_console() -> Console:
     """Return the console for tables on stdout."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    width = None if sys.stdout.isatty() else _WIDTH
+    # Names from a label file are text, brackets and colons included.
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -40,18 +52,11 @@ class Progress:
         """Show one epoch."""
         if self._quiet:
             return
-        parts = [
-            f"epoch {record['epoch']}/{record['epochs']}",
-            f"temperature {record['temperature']:.3g}",
-            f"task loss {record['task_loss']:.3f}",
-            f"mutual information {record['mutual_information']:.3f}",
-            f"select {100 * record['select_balanced_accuracy']:.1f} %",
-            f"sparsity {100 * record['sparsity']:.1f} %",
-            f"{record['seconds_left']:.0f} s left",
-        ]
-        line = ", ".join(parts)
+        shown = {name: show(record[name]) for name, show in _SHOWN.items() if name in record}
+        line = ", ".join([f"epoch {record['epoch']}/{record['epochs']}", *shown.values()])
         if self._live:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a full line would wrap
+            print(f"\r\033[K{line[:width]}", end="", file=sys.stderr, flush=True)
             self._open = True
         else:
             print(line, file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            print("interrupted; nothing was written, run the same command again", file=sys.stderr)
+            print("interrupted: no result was written; run the command again", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from None
         except Exception as error:
             from surgeon import SurgeonError

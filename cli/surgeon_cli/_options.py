@@ -71,13 +71,12 @@ def load_subject(checkpoint: Path, options: dict[str, Any]) -> Subject:
 
     import surgeon
 
-    device, dtype = options["device"], options["amp_dtype"]
+    dtype = options["amp_dtype"]
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise surgeon.OptionError(f"--amp-dtype: found '{dtype}', expected bfloat16 or float16")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    amp = device.startswith("cuda") if options["amp"] is None else options["amp"]
+    device = surgeon.find_device(options["device"])
+    amp = device.type == "cuda" if options["amp"] is None else options["amp"]
     names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     return surgeon.load(
         checkpoint,
@@ -85,7 +84,7 @@ def load_subject(checkpoint: Path, options: dict[str, Any]) -> Subject:
         factory=options["factory"],
         model_kwargs=dict(_pair("--model-kwargs", text) for text in options["model_kwargs"]),
         preprocessing={name: options[name] for name in names},
-        device=device,
+        device=str(device),
         amp_dtype=dtypes[dtype] if amp else None,
     )
 

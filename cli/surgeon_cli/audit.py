@@ -41,14 +41,18 @@ def audit(
     import surgeon
     from surgeon.report import render_audit
 
-    Progress(quiet=quiet).stage(f"reading {checkpoint} and {bias_labels}")
+    progress = Progress(quiet=quiet)
+    progress.stage(f"reading {checkpoint} and {bias_labels}")
     subject = opt.load_subject(checkpoint, options)
     data = opt.load_data(subject, bias_labels, options)
     found = surgeon.audit(subject, data, measures=opt.read_measures(data, options)).to_json()
+    notes = [f"note: {note}" for note in (*subject.notes, *data.labels.notes)]
     if as_json:
         print_json(found)
+        for note in notes:
+            progress.stage(note)
         return
     console = result_console()
     render_audit(found, console)
-    for note in (*subject.notes, *data.labels.notes):
-        console.print(f"note: {note}", markup=False)
+    for note in notes:
+        console.print(note)

@@ -48,15 +48,12 @@ def biased_mnist(
     import sys
 
     from surgeon.benchmarks.biased_mnist import run_biased_mnist
-    from surgeon.export import write_json
     from surgeon.report import render_bench
 
     runs = []
     for seed in range(seeds):
         print(f"rho {rho}, seed {seed}", file=sys.stderr, flush=True)
-        rows = run_biased_mnist(out, rho=rho, seed=seed)
-        runs.append([row.to_json() for row in rows])
-        write_json(out / f"rho-{rho}-seed-{seed}.json", runs[-1])
+        runs.append([row.to_json() for row in run_biased_mnist(out, rho=rho, seed=seed)])
     if as_json:
         print_json({"rho": rho, "runs": runs})
     else:

@@ -25,10 +25,11 @@ def demo(
     """Train a small network that leans on a colour, then prune it as `surgeon prune` does."""
     import surgeon
 
+    where = surgeon.find_device(device)
     progress = Progress(quiet=quiet)
     progress.stage(f"making a biased checkpoint and 897 labelled images in {out}")
     surgeon.make_demo(out, seed=seed, force=force)
-    subject = surgeon.load(out / "model.safetensors", device=device)
+    subject = surgeon.load(out / "model.safetensors", device=str(where))
     data = surgeon.read_data(subject, out / "val.csv")
     prune_and_export(
         subject,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -27,11 +28,14 @@ def prune(
     mode: Annotated[str, typer.Option(help="unstructured or structured.")] = "unstructured",
     recipe: Annotated[str, typer.Option(help="default or paper.")] = "default",
     gamma: Annotated[float | None, typer.Option(help="Weight of the bias term.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None,
     lr: Annotated[float | None, typer.Option(help="Adam step on the gate logits.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Rows per gate step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per gate step.")] = None,
     gate_head: Annotated[bool, typer.Option(help="Gate the head's weights too.")] = False,
-    balance: Annotated[str, typer.Option(help="Draw groups equally often, or none.")] = "groups",
+    balance: Annotated[
+        str | None,
+        typer.Option(help="groups draws them equally often, none takes rows as they are."),
+    ] = None,
     recalibrate: Annotated[
         bool | None, typer.Option(help="Carry recalibrated BatchNorm statistics.")
     ] = None,
@@ -80,6 +84,9 @@ def prune(
         seed=seed,
     )
     tried = _read_sweep(sweep)
+    for name, values in (tried or {}).items():
+        for value in values:
+            replace(method, **{name: value})  # refuses what is out of range
     surgeon.check_out(where, force=force, inputs=(checkpoint, bias_labels))
     progress = Progress(quiet=quiet)
     progress.stage(f"reading {checkpoint} and {bias_labels}")

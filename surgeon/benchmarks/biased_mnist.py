@@ -19,6 +19,7 @@ from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.checkpoint import write_safetensors
 from surgeon.data import read_data
 from surgeon.errors import LabelError
+from surgeon.export import write_json
 from surgeon.methods import FFW
 from surgeon.operate import Measures, measure, operate
 from surgeon.record import Operation
@@ -37,7 +38,7 @@ def run_biased_mnist(folder: Path, *, rho: float, seed: int) -> list[Operation]:
     """Make the data and the vanilla network, or reuse them, and measure every operation.
 
     Args:
-        folder: Kept; a later run finds the trained network there.
+        folder: Kept, and filled with the rows as JSON; a later run finds the trained network there.
         rho: Correlation of the vanilla network's training digits.
         seed: Of everything.
 
@@ -54,7 +55,7 @@ def run_biased_mnist(folder: Path, *, rho: float, seed: int) -> list[Operation]:
     rows = list(operate(subject, data, FFW(seed=seed), measures=measures).report.operations)
     others = {
         "ffw structured": FFW(mode="structured", seed=seed),
-        "ffw paper": FFW(recipe="paper", balance="none", seed=seed),
+        "ffw paper": FFW(recipe="paper", seed=seed),
     }
     for name, method in others.items():
         start = time.perf_counter()
@@ -62,6 +63,7 @@ def run_biased_mnist(folder: Path, *, rho: float, seed: int) -> list[Operation]:
         seconds = time.perf_counter() - start
         (row,) = measure(subject, data, {name: edit}, measures)
         rows.append(replace(row, seconds=seconds))
+    write_json(made.with_name(f"{made.name}.json"), [row.to_json() for row in rows])
     return rows
 
 
@@ -74,8 +76,8 @@ def find_mnist() -> Path:
     root = Path(os.environ.get("SURGEON_DATA", ""), "data", "MNIST", "raw")
     if not (root / "train-images-idx3-ubyte.gz").is_file():
         raise LabelError(
-            "SURGEON_DATA: expected a folder with data/MNIST/raw/train-images-idx3-ubyte.gz and the other "
-            "three original files; set the variable"
+            "SURGEON_DATA: expected a folder with data/MNIST/raw/train-images-idx3-ubyte.gz and "
+            "the other three original files; set the variable"
         )
     return root
 

@@ -17,8 +17,10 @@ from torch.nn.functional import cross_entropy
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.checkpoint import write_safetensors
 from surgeon.data import Data, Rows
+from surgeon.gates import unit_sites, weight_sites
 from surgeon.groups import Groups, Labels
-from surgeon.methods.ffw import FFW, Search
+from surgeon.methods import FFW
+from surgeon.methods.search import Search
 from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject, load
 
@@ -100,7 +102,8 @@ def _data(subject: Subject, size: int, rows: int) -> Data:
 
 def _time(net: str, mode: str, subject: Subject, data: Data, batch: int, pairs: int) -> StepTime:
     config = FFW(mode=mode)  # pyright: ignore[reportArgumentType]
-    search = Search(subject, data, config, replace(config.settings(), batch_size=batch))
+    sites = unit_sites(subject) if mode == "structured" else weight_sites(subject)
+    search = Search(subject, data, sites, replace(config.settings(), batch_size=batch), seed=0)
     weights = {n: p.detach().clone().requires_grad_() for n, p in subject.net.named_parameters()}
     optimiser = torch.optim.Adam(weights.values(), lr=1e-4, fused=True)
     rows = torch.arange(batch)

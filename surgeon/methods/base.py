@@ -48,10 +48,14 @@ def new_edit(subject: Subject, method: str, **parts: Any) -> Edit:
     return Edit(subject.sha256, str(subject.architecture), method, subject.head_name, **parts)
 
 
-def with_recalibration(subject: Subject, data: Data, edit: Edit, *, seed: int) -> Edit:
+def with_recalibration(
+    subject: Subject, data: Data, edit: Edit, *, seed: int, balance: str = "groups"
+) -> Edit:
     """Add BatchNorm statistics measured on the fit rows."""
     overrides = device_changes(subject, edit.without("buffers", "erasure"))
-    return replace(edit, buffers=recalibrate(subject, data.fit, overrides, seed=seed))
+    return replace(
+        edit, buffers=recalibrate(subject, data.fit, overrides, seed=seed, balance=balance)
+    )
 
 
 def with_erasure(subject: Subject, data: Data, edit: Edit) -> Edit:

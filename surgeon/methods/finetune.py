@@ -18,7 +18,7 @@ from surgeon.subject import Subject
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Method):
-    """Train every parameter with Adam on the fit rows; keep the best epoch on select rows."""
+    """Train every parameter with Adam on a cosine schedule; keep the best epoch on select rows."""
 
     name: ClassVar[str] = "finetune"
 
@@ -36,6 +36,7 @@ class Finetune(Method):
             for name, value in subject.net.named_parameters()
         }
         optimiser = torch.optim.Adam(weights.values(), lr=self.lr, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.epochs)
         generator = torch.Generator().manual_seed(self.seed)
         best, kept, start = -1.0, {}, time.perf_counter()
         for epoch in range(1, self.epochs + 1):
@@ -48,6 +49,7 @@ class Finetune(Method):
                     loss.backward()
                     optimiser.step()
                     total += loss.detach() * len(rows)
+            schedule.step()
             now = {n: t.detach() for n, t in {**weights, **buffers}.items()}
             accuracy = select_accuracy(
                 extract(subject, data.select, overrides=now).logits, data.select.groups

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from surgeon.report.terminal import new_table
+from surgeon.report.terminal import new_table, operation_table
 
 
 def render_step_times(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -24,23 +24,27 @@ def render_step_times(rows: Sequence[Mapping[str, Any]], console: Console) -> No
 
 
 def render_bench(runs: Sequence[Sequence[Mapping[str, Any]]], console: Console) -> None:
-    """Print one row per operation, mean and standard deviation over runs, in percent."""
-    columns = ("average", "bottleneck", "head input", "logits", "sparsity", "seconds")
-    table = new_table(f"{len(runs)} seeds; leakage: linear / MLP probe", "operation", *columns)
+    """Print accuracy and leakage of every operation, means (± deviation) over runs, %."""
+    names = ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
+    seeds = f"{len(runs)} seeds"
+    heads = [name.removesuffix("_accuracy").replace("_", " ") for name in names]
+    accuracy = operation_table(f"accuracy, %, {seeds}", *heads, "sparsity", "seconds")
+    places = ("bottleneck", "head_input", "logits")
+    title = f"leakage, linear / MLP probe, %, {seeds}"
+    leakage = operation_table(title, *(place.replace("_", " ") for place in places))
     for rows in zip(*runs, strict=True):
         audits = [row["audit"] for row in rows]
-        places = [next(iter(audit["biases"].values()))["leakage"] for audit in audits]
-        table.add_row(
+        accuracy.add_row(
             rows[0]["name"],
-            _spread([audit["average_accuracy"] for audit in audits]),
-            *(
-                _leak([place[name] for place in places])
-                for name in ("bottleneck", "head_input", "logits")
-            ),
+            *(_spread([audit[name] for audit in audits]) for name in names),
             _mean([row["sparsity"]["gated"] for row in rows]),
             f"{fmean(row['seconds'] for row in rows):.0f}",
         )
-    console.print(table)
+        leaks = [next(iter(audit["biases"].values()))["leakage"] for audit in audits]
+        leakage.add_row(rows[0]["name"], *(_leak([leak[p] for leak in leaks]) for p in places))
+    for table in (accuracy, leakage):
+        console.print(table)
+        console.print()
 
 
 def _leak(kinds: Sequence[Mapping[str, float | None] | None]) -> str:
@@ -54,6 +58,7 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{100 * fmean(known):.1f}" if len(known) == len(values) else "-"
 
 
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):.1f}{deviation}"
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    deviation = f" ± {100 * stdev(known):.1f}" if len(known) == len(values) > 1 else ""
+    return f"{_mean(values)}{deviation}"

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.card import group_name, percent
+from surgeon.table import list_names
 
 _GROUPS_SHOWN = 12
 _PLACES = ("bottleneck", "head_input", "logits")
@@ -46,9 +47,12 @@ def render_audit(audit: Mapping[str, Any], console: Console) -> None:
 def render_inspection(document: Mapping[str, Any], console: Console) -> None:
     """Print what `surgeon inspect` found."""
     for name, value in document.items():
-        if not isinstance(value, list | dict):
+        if value is not None and not isinstance(value, list | dict):
             console.print(Text(f"{name}: {value}"))
+    if document["label_names"]:
+        console.print(Text(f"label_names: {list_names(document['label_names'])}"))
     console.print(Text(f"preprocessing: {_pairs(document['preprocessing'])}"))
+    console.print()
     layers = new_table("layers a mask may touch", "layer", "kind", "weights", "units")
     for layer in document["layers"]:
         layers.add_row(*(str(layer[k]) for k in ("name", "kind", "weights", "units")))
@@ -69,10 +73,25 @@ def _print(console: Console, *items: RenderableType) -> None:
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """Start a table whose first column is text and the others are figures."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    """Start a table whose first column is text and the others are figures, which never fold."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption_justify="left",
+    )
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def operation_table(title: str, *columns: str) -> Table:
+    """Start a table with one row per operation, whose name never folds."""
+    table = new_table(title, "operation", *columns)
+    table.columns[0].no_wrap = True
     return table
 
 
@@ -99,25 +118,25 @@ def _group_table(before: Mapping[str, Any], after: Mapping[str, Any] | None, nam
     if any(old["n"] < _FLAGGED for old, _ in shown):
         remarks.append(f"! fewer than {_FLAGGED} rows")
     table.caption = "; ".join(remarks) or None
-    table.caption_justify = "left"
     return table
 
 
 def _accuracy_table(operations: Sequence[Mapping[str, Any]]) -> Table:
     names = ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
     reweighted = any(row["audit"]["reweighted_accuracy"] is not None for row in operations)
+    heads = ["worst\ngroup", "balanced", "average", *(["re-\nweighted"] if reweighted else [])]
     names += ("reweighted_accuracy",) if reweighted else ()
-    heads = [name.removesuffix("_accuracy").replace("_", " ") for name in names]
+    # With several biases each has its gap beside its leakage.
     biases = list(operations[0]["audit"]["biases"])
-    gaps = ["gap" if len(biases) == 1 else f"gap {column}" for column in biases]
-    table = new_table("accuracy, %", "operation", *heads, *gaps, "sparsity", "seconds")
+    gap = biases if len(biases) == 1 else []
+    table = operation_table("accuracy, %", *heads, *["gap" for _ in gap], "sparsity", "seconds")
     for row in operations:
         audit = row["audit"]
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.add_row(
             row["name"],
             *(percent(audit[name]) for name in names),
-            *(percent(audit["biases"][column]["gap"]) for column in biases),
+            *(percent(audit["biases"][column]["gap"]) for column in gap),
             percent(row["sparsity"]["gated"]),
             seconds,
         )
@@ -127,10 +146,15 @@ def _accuracy_table(operations: Sequence[Mapping[str, Any]]) -> Table:
 def _leakage_table(column: str, operations: Sequence[Mapping[str, Any]]) -> Table:
     row = operations[0]["audit"]["biases"][column]
     title = f"leakage of '{column}', linear / MLP probe, % (chance {percent(row['chance'])})"
-    table = new_table(title, "operation", *(place.replace("_", " ") for place in _PLACES))
+    several = len(operations[0]["audit"]["biases"]) > 1
+    gap = ["gap"] if several else []
+    table = operation_table(title, *gap, *(place.replace("_", " ") for place in _PLACES))
     for operation in operations:
-        places = operation["audit"]["biases"][column]["leakage"]
-        cells = ["-" if places[p] is None else _kinds(places[p]) for p in _PLACES]
+        bias = operation["audit"]["biases"][column]
+        cells = [percent(bias["gap"])] if several else []
+        for place in _PLACES:
+            kinds = bias["leakage"][place]
+            cells.append("-" if kinds is None else _kinds(kinds))
         table.add_row(operation["name"], *cells)
     return table
 

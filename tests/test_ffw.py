@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from surgeon.data import extract
+from surgeon.methods import FFW
+from surgeon.methods.base import device_changes, new_edit, with_erasure, with_recalibration
+from surgeon.methods.ffw import Search
+from surgeon.metrics import group_accuracies
+from surgeon.probes import Prober
+from surgeon.surgery import apply, sparsity
+
+PROBER = Prober(seed=0)
+
+
+@cache
+def figures(toy, edit=None):
+    """Worst group, mean over groups, leakage of features and of logits; on report rows."""
+    rows = toy.data.report
+    changes = device_changes(toy.subject, edit) if edit else None
+    outputs = extract(toy.subject, rows, overrides=changes)
+    groups = rows.groups
+    right = outputs.logits.argmax(1) == groups.target
+    accuracies = group_accuracies(right, groups.index, groups.num_groups)
+    leaks = [
+        PROBER.score(x, groups.target, groups.biases[:, 0], 2, 2, "linear").accuracy
+        for x in (outputs.features, outputs.logits)
+    ]
+    return float(accuracies.min()), float(accuracies.mean()), *leaks
+
+
+@cache
+def fitted(toy, mode):
+    return FFW(mode=mode).fit(toy.subject, toy.data)
+
+
+def test_the_toy_leans_on_its_colour(toy):
+    worst, mean, features, logits = figures(toy)
+    assert worst < 0.7
+    assert mean > 0.8
+    assert features > 0.95
+    assert logits > 0.7
+
+
+@pytest.mark.parametrize("mode", ["unstructured", "structured"])
+def test_the_lean_goes_and_the_task_stays(toy, mode):
+    edit = fitted(toy, mode)
+    worst, mean, _, logits = figures(toy, edit)
+    assert worst > figures(toy)[0] + 0.2
+    assert worst > 0.88
+    assert mean > 0.93
+    assert 0.42 < logits < 0.58
+    counted = sparsity(toy.subject, edit)
+    assert 0.1 < counted.gated < 0.9
+    assert (counted.units is None) == (mode == "unstructured")
+    assert set(edit.buffers) == {
+        f"features.{i}.{kind}" for i in (1, 5, 9) for kind in ("running_mean", "running_var")
+    }
+    assert not edit.updates
+    folded = apply(toy.subject, edit)
+    x = toy.data.report.batch(torch.arange(50))
+    expected = toy.subject.forward(x, edit.changes(toy.subject.tensors()))[1]
+    torch.testing.assert_close(folded.forward(x)[1], expected)
+
+
+@pytest.mark.parametrize("mode", ["unstructured", "structured"])
+def test_the_mask_does_its_part_without_the_erasure(toy, mode):
+    edit = fitted(toy, mode).without("erasure")
+    opened = new_edit(toy.subject, "ffw")
+    only = with_erasure(toy.subject, toy.data, opened)
+    assert figures(toy, edit)[0] > figures(toy)[0] + 0.2
+    assert figures(toy, edit)[0] > figures(toy, only)[0]
+    assert figures(toy, only)[3] < figures(toy)[3] - 0.1
+
+
+@pytest.mark.parametrize("mode", ["unstructured", "structured"])
+def test_the_published_recipe_moves_its_gates(toy, mode):
+    records = []
+    method = FFW(recipe="paper", mode=mode, epochs=3)
+    edit = method.fit(toy.subject, toy.data, progress=records.append)
+    assert sparsity(toy.subject, edit).gated > 0.2
+    assert not edit.buffers
+    assert edit.erasure is None
+    assert len(records) <= 3
+    assert all(0 <= r["mutual_information"] <= 1 for r in records)
+    assert records[-1]["sparsity"] == sparsity(toy.subject, edit).gated
+    settings = method.settings()
+    assert (settings.gamma, settings.lr, settings.batch_size) == (10, 1e-3, 100)
+    assert FFW(recipe="paper").settings().epochs == 200
+    assert settings.own_output
+    for unit, kept in edit.units.items():
+        assert {fold.parameter for fold in kept.folds} == {f"{unit}.weight", f"{unit}.bias"}
+
+
+@pytest.mark.parametrize("recalibrate", [True, False])
+def test_parts_can_be_left_out(small, recalibrate):
+    method = FFW(epochs=1, recalibrate=recalibrate, erase_head=not recalibrate, gate_head=True)
+    edit = method.fit(small.subject, small.data)
+    assert bool(edit.buffers) == recalibrate
+    assert (edit.erasure is None) == recalibrate
+    assert "fc.weight" in edit.masks
+    if recalibrate:
+        again = with_recalibration(small.subject, small.data, edit, seed=0)
+        assert all(torch.equal(again.buffers[n], edit.buffers[n]) for n in edit.buffers)
+
+
+def test_own_values_go_over_the_recipe():
+    settings = FFW(gamma=7.5, epochs=3, lr=0.5, batch_size=9, erase_head=False).settings()
+    assert (settings.gamma, settings.epochs, settings.lr, settings.batch_size) == (7.5, 3, 0.5, 9)
+    assert not settings.erase_head
+    assert FFW(gamma=0.0).settings().gamma == 0
+
+
+def test_gamma_zero_leaves_the_bias_to_the_task(small):
+    search = Search(small.subject, small.data, FFW(gamma=0.0), FFW(gamma=0.0).settings())
+    x = small.data.fit.batch(torch.arange(20))
+    _, logits = small.subject.forward(x, search.gates.overrides())
+    target = small.data.fit.groups.target[:20]
+    loss = nn.functional.cross_entropy(logits, target)
+    expected = torch.autograd.grad(loss, search.gates.logits)
+    bias = small.data.fit.groups.biases[:20, 0]
+    search.step(x, target, [bias], {})
+    for logit, grad in zip(search.gates.logits, expected, strict=True):
+        torch.testing.assert_close(logit.grad, grad)
+
+
+def test_the_bias_term_pushes_information_out(toy):
+    """Gates follow gamma times the gradient of the information, and bias heads get none of it."""
+    settings = FFW(gamma=1e6).settings()
+    search = Search(toy.subject, toy.data, FFW(gamma=1e6), settings)
+    x, rows = toy.data.fit.batch(torch.arange(200)), toy.data.fit.groups
+    target, bias = rows.target[:200], rows.biases[:200, 0]
+    head = search.heads[0]
+    before = head.weight.clone()
+    first = [float(search.step(x, target, [bias], {})[1]) for _ in range(12)]
+    assert first[0] > 0.5
+    assert min(first) < first[0] - 0.05
+    assert not head.weight.requires_grad
+    assert not torch.equal(head.weight, before)
+
+
+class Unused(nn.Module):
+    """A network with a layer that its forward pass never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.spare = nn.Conv2d(3, 6, 3)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def test_a_layer_never_called_is_kept(pico, small):
+    subject = pico(Unused, 12)
+    edit = FFW(epochs=1).fit(subject, small.data)
+    assert edit.masks["spare.weight"].all()
+    assert not edit.buffers
+
+
+def test_every_fitted_bias_is_erased_and_no_audited_one(toy, rows_of):
+    data = toy.data
+    parts = {}
+    for name in ("fit", "select", "report"):
+        rows = getattr(data, name)
+        x = rows.batch(torch.arange(len(rows))).clone()
+        generator = torch.Generator().manual_seed(len(rows))
+        second = torch.randint(2, (len(rows),), generator=generator)
+        x[:, 1] += 0.3 * second[:, None, None]
+        parts[name] = x, rows.groups.target, torch.stack([rows.groups.biases[:, 0], second], 1)
+    both = rows_of(parts)
+    edit = FFW(epochs=2).fit(toy.subject, both)
+    assert edit.erasure.left.shape[1] == 2
+    audited = {
+        name: replace(rows, groups=replace(rows.groups, audited=("bias1",)))
+        for name, rows in (("fit", both.fit), ("select", both.select))
+    }
+    one = FFW(epochs=2).fit(toy.subject, replace(both, **audited))
+    assert one.erasure.left.shape[1] == 1
+    # The audited column plays no part in the search either.
+    alone = {name: (x, y, b[:, 0]) for name, (x, y, b) in parts.items()}
+    single = FFW(epochs=2).fit(toy.subject, rows_of(alone))
+    assert all(torch.equal(one.masks[name], single.masks[name]) for name in one.masks)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch, surgeon
+torch.set_num_threads(1)
+folder, out = map(Path, sys.argv[1:])
+subject = surgeon.load(folder)
+data = surgeon.read_data(subject, folder / "val.csv", bias_cols=("bias", "age"), workers=1)
+edit = surgeon.FFW(epochs=1).fit(subject, data)
+surgeon.export(subject, edit, out, images=data.report.batch(torch.arange(len(data.report))))
+"""
+
+
+def test_two_processes_write_the_same_bytes(tiny, tmp_path):
+    outs = [tmp_path / seed for seed in ("1", "2")]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, tiny, out],
+            env={**os.environ, "PYTHONHASHSEED": out.name, "OMP_NUM_THREADS": "1"},
+        )
+        for out in outs
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    names = sorted(path.name for path in outs[0].iterdir())
+    assert {"edit.safetensors", "model.safetensors", "report_logits.safetensors"} <= set(names)
+    for name in names:
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from surgeon.data import extract
+from surgeon.methods import Finetune
+from surgeon.methods.base import device_changes, select_accuracy
+
+
+def test_lowers_the_loss_and_replaces_every_parameter(toy):
+    records = []
+    edit = Finetune(epochs=4).fit(toy.subject, toy.data, progress=records.append)
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    assert records[-1]["task_loss"] < records[0]["task_loss"]
+    parameters = dict(toy.subject.net.named_parameters())
+    assert set(edit.updates) == set(parameters)
+    moved = [n for n, value in edit.updates.items() if not torch.equal(value, parameters[n])]
+    assert len(moved) == len(parameters)
+    assert "features.1.running_mean" in edit.buffers
+    assert not any([edit.masks, edit.units, edit.erasure])
+    changes = device_changes(toy.subject, edit)
+    target = toy.data.report.groups.target
+    losses = [
+        float(cross_entropy(extract(toy.subject, toy.data.report, overrides=o).logits, target))
+        for o in (None, changes)
+    ]
+    assert losses[1] < losses[0]
+
+
+def test_keeps_the_best_epoch_on_select_rows(toy):
+    records = []
+    edit = Finetune(epochs=3, lr=0.02).fit(toy.subject, toy.data, progress=records.append)
+    changes = device_changes(toy.subject, edit)
+    logits = extract(toy.subject, toy.data.select, overrides=changes).logits
+    best = max(record["select_balanced_accuracy"] for record in records)
+    assert abs(select_accuracy(logits, toy.data.select.groups) - best) < 1e-9
