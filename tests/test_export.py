@@ -138,7 +138,8 @@ def test_a_flipped_byte_is_found_and_leaves_nothing(vit, tmp_path, monkeypatch, 
     assert files(tmp_path / "deep") == []
 
 
-def test_a_wrong_fold_is_found_and_the_earlier_result_stays(vit, tmp_path, monkeypatch):
+@pytest.mark.parametrize("images", [None, torch.ones(2, 3, 64, 64)])
+def test_a_wrong_fold_is_found_and_the_earlier_result_stays(vit, tmp_path, monkeypatch, images):
     subject = load(vit)
     edit = random_edit(subject)
     out = export(subject, edit, tmp_path / "out")
@@ -146,7 +147,7 @@ def test_a_wrong_fold_is_found_and_the_earlier_result_stays(vit, tmp_path, monke
     other = replace(edit, updates={"head.bias": torch.ones(3)})
     monkeypatch.setattr(MODULE, "apply", lambda base, _: apply(base, other))
     with pytest.raises(ArtefactError, match="folded and gated logits differ"):
-        export(subject, edit, out, force=True)
+        export(subject, edit, out, images=images, force=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert files(tmp_path) == ["out", "vit"]
     with pytest.raises(ArtefactError, match="exists already"):

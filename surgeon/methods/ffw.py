@@ -19,8 +19,8 @@ Mode = Literal["unstructured", "structured"]
 
 _DEFAULT: dict[str, Recipe] = {
     "unstructured": Recipe(
-        gamma=3,
-        lr=1e-2,
+        gamma=0.5,
+        lr=2e-2,
         epochs=40,
         batch_size=50,
         cosine=True,

@@ -56,7 +56,7 @@ class Recipe:
     agreement: float = 0.999
     """Stop when soft and hard predictions agree on this share of select rows."""
     keep_best: bool = True
-    """Return the epoch with the best balanced accuracy on select rows."""
+    """Return the latest epoch within one standard error of the best on select rows."""
     balance: str = "groups"
     """Draw groups equally often, or rows as they come."""
     recalibrate: bool = True
@@ -152,8 +152,9 @@ class Search:
                 self._fit_heads(self.heads, outputs.features.to(self.subject.device))
             task, information, buffers = self._epoch()
             accuracy, agreement, objective = self._judge(buffers)
-            if accuracy > best:
-                best, kept = accuracy, self.gates.snapshot()
+            best = max(best, accuracy)
+            if accuracy >= best - self._standard_error(best):
+                kept = self.gates.snapshot()
             if progress:
                 each = (time.perf_counter() - start) / epoch
                 progress(
@@ -177,6 +178,10 @@ class Search:
             self._anneal(objective)
         if self.settings.keep_best:
             self.gates.restore(kept)
+
+    def _standard_error(self, accuracy: float) -> float:
+        """Of a balanced accuracy on the select rows: differences below it are noise."""
+        return math.sqrt(accuracy * (1 - accuracy) / len(self.data.select))
 
     def _now(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.gates.overrides().items()}
