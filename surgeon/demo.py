@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +94,24 @@ def _train(images: np.ndarray, target: np.ndarray, seed: int) -> nn.Module:
     x: Tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     y = torch.from_numpy(target)
     optimiser = torch.optim.AdamW(net.parameters(), lr=_LR)
-    for _ in range(_EPOCHS):
-        for rows in torch.randperm(len(x), generator=generator).split(_BATCH):
-            optimiser.zero_grad()
-            cross_entropy(net(x[rows]), y[rows]).backward()
-            optimiser.step()
+    with _one_thread():
+        for _ in range(_EPOCHS):
+            for rows in torch.randperm(len(x), generator=generator).split(_BATCH):
+                optimiser.zero_grad()
+                cross_entropy(net(x[rows]), y[rows]).backward()
+                optimiser.step()
     return net.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sum in one order: how far the network leans must not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _config(net: Any) -> dict[str, Any]:

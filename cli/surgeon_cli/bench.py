@@ -53,7 +53,7 @@ def biased_mnist(
     runs = []
     for seed in range(seeds):
         print(f"rho {rho}, seed {seed}", file=sys.stderr, flush=True)
-        runs.append([row.to_json() for row in run_biased_mnist(out, rho=rho, seed=seed)])
+        runs.append(run_biased_mnist(out, rho=rho, seed=seed))
     if as_json:
         print_json({"rho": rho, "runs": runs})
     else:

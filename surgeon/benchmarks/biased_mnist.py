@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +20,13 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.checkpoint import write_safetensors
-from surgeon.data import read_data
+from surgeon.data import Data, read_data
 from surgeon.errors import LabelError
 from surgeon.export import write_json
 from surgeon.methods import FFW
-from surgeon.operate import Measures, measure, operate
+from surgeon.operate import Measures, config_of, measure, operate
 from surgeon.record import Operation
-from surgeon.subject import load
+from surgeon.subject import Subject, load
 
 # ReBias's palette; note 225, not 255, in classes 3 and 4.
 _PALETTE = (
@@ -34,37 +37,54 @@ _TRAIN, _FIT, _SELECT, _REPORT = 30_000, 5_000, 1_000, 5_000
 _CLASSES = 10
 
 
-def run_biased_mnist(folder: Path, *, rho: float, seed: int) -> list[Operation]:
-    """Make the data and the vanilla network, or reuse them, and measure every operation.
+def run_biased_mnist(folder: Path, *, rho: float, seed: int) -> list[dict[str, Any]]:
+    """Make the data and the vanilla network, and measure every operation.
+
+    What an earlier run left in the folder, with the same settings, is used again: the network and
+    each finished stage.
 
     Args:
-        folder: Kept, and filled with the rows as JSON; a later run finds the trained network there.
+        folder: Kept, with the rows as JSON.
         rho: Correlation of the vanilla network's training digits.
         seed: Of everything.
 
     Returns:
         The rows of `surgeon prune --with-finetune`, then structured masks and the paper's recipe,
-        each as exported; seconds are those of the fit alone.
+        each as exported, as JSON; seconds are those of the fit alone.
     """
     made = folder / f"rho-{rho}-seed-{seed}"
     if not (made / "model.safetensors").is_file():
         make_biased_mnist(made, rho=rho, seed=seed)
+    kept = made.with_name(f"{made.name}.json")
+    stages = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
     subject = load(made, factory="surgeon.benchmarks.nets:small_conv_net")
     data = read_data(subject, made / "val.csv")
-    measures = Measures(with_finetune=True, seed=seed)
-    rows = list(operate(subject, data, FFW(seed=seed), measures=measures).report.operations)
-    others = {
+    methods = {
+        "ffw": FFW(seed=seed),
         "ffw structured": FFW(mode="structured", seed=seed),
         "ffw paper": FFW(recipe="paper", seed=seed),
     }
-    for name, method in others.items():
-        start = time.perf_counter()
-        edit = method.fit(subject, data)
-        seconds = time.perf_counter() - start
-        (row,) = measure(subject, data, {name: edit}, measures)
-        rows.append(replace(row, seconds=seconds))
-    write_json(made.with_name(f"{made.name}.json"), [row.to_json() for row in rows])
-    return rows
+    for name, method in methods.items():
+        config = config_of(method)
+        if stages.get(name, {}).get("config") != config:
+            rows = _measure(subject, data, name, method, seed)
+            stages[name] = {"config": config, "rows": [row.to_json() for row in rows]}
+            write_json(kept, stages)
+    return [row for name in methods for row in stages[name]["rows"]]
+
+
+def _measure(
+    subject: Subject, data: Data, name: str, method: FFW, seed: int
+) -> Sequence[Operation]:
+    """Measure a method: the main one with all controls, another as its own row."""
+    measures = Measures(with_finetune=True, seed=seed)
+    if name == method.name:
+        return operate(subject, data, method, measures=measures).report.operations
+    start = time.perf_counter()
+    edit = method.fit(subject, data)
+    seconds = time.perf_counter() - start
+    rows = measure(subject, data, {name: edit}, measures)
+    return [replace(row, seconds=seconds) for row in rows]
 
 
 def find_mnist() -> Path:

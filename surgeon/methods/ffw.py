@@ -28,7 +28,9 @@ _DEFAULT: dict[str, Recipe] = {
         hard=True,
         head_steps=3,
     ),
-    "structured": Recipe(gamma=0.3, lr=2e-2, epochs=30, initial=0.0, patience=1, head_steps=3),
+    # Units are few: a bias term costs accuracy that the erasure does not, and gates that start far
+    # from closing drop only what the task never misses.
+    "structured": Recipe(gamma=0.0, lr=5e-2, epochs=20, batch_size=50, initial=2.0, patience=0),
 }
 _PAPER = Recipe(
     gamma=10,

@@ -23,8 +23,8 @@ class Finetune(Method):
     name: ClassVar[str] = "finetune"
 
     lr: float = 1e-3
-    epochs: int = 15
-    batch_size: int = 100
+    epochs: int = 40
+    batch_size: int = 50
     balance: Literal["groups", "none"] = "groups"
     seed: int = 0
 
