@@ -18,8 +18,9 @@ from surgeon.errors import (
 from surgeon.export import PROBE_ROWS, Provenance, export
 from surgeon.inspection import inspect
 from surgeon.labels import read_labels
+from surgeon.measure import Measures, audit
 from surgeon.methods import DFR, FFW, METHODS, Finetune, Leace
-from surgeon.operate import Measures, Outcome, audit, operate
+from surgeon.operate import Outcome, operate
 from surgeon.subject import Subject, find_device, load
 from surgeon.surgery import apply
 from surgeon.train_counts import read_train_counts

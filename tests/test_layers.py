@@ -44,6 +44,7 @@ RANKS = {
     "record": 7,
     "card": 7.1,
     "export": 7.2,
+    "measure": 7.5,
     "operate": 8,
     "benchmarks": 9,
     "compare": 9,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tarfile
@@ -13,10 +14,11 @@ from PIL import Image
 
 import surgeon
 from surgeon.edit import Edit
-from surgeon.errors import LabelError
+from surgeon.errors import ArtefactError, LabelError
+from surgeon.measure import Measures, audit, measure
 from surgeon.methods import DFR, FFW
 from surgeon.methods.base import with_erasure
-from surgeon.operate import Measures, audit, config_of, measure, operate
+from surgeon.operate import config_of, operate
 from surgeon.surgery import apply
 
 MEASURES = Measures(mlp=False)
@@ -234,3 +236,16 @@ def test_fitted_on_cuda_under_autocast_predicts_the_same_on_both_devices(toy, tm
     assert found.worst_group_accuracy > 0.85
     on_cuda = audit(toy.subject.to("cuda"), data, edit=edit, measures=MEASURES)
     assert on_cuda.worst_group_accuracy == pytest.approx(found.worst_group_accuracy, abs=0.02)
+
+
+def test_a_head_without_additive_term_is_masked_and_nothing_is_erased(toy):
+    bare = copy.deepcopy(toy.subject.net)
+    bare.get_submodule(toy.subject.head_name).bias = None
+    subject = replace(toy.subject, net=bare)
+    quick = Measures(mlp=False)
+    found = operate(subject, toy.data, FFW(epochs=1, erase_head=False), measures=quick).report
+    names = [row.name for row in found.operations]
+    assert names == ["vanilla", "random", "magnitude", "ffw"]
+    assert any("no additive term" in note for note in found.notes)
+    with pytest.raises(ArtefactError, match="--no-erase-head"):
+        operate(subject, toy.data, FFW(epochs=1), measures=quick)

@@ -23,8 +23,9 @@ from surgeon.checkpoint import write_safetensors
 from surgeon.data import Data, read_data
 from surgeon.errors import LabelError
 from surgeon.export import write_json
+from surgeon.measure import Measures, measure
 from surgeon.methods import FFW
-from surgeon.operate import Measures, config_of, measure, operate
+from surgeon.operate import config_of, operate
 from surgeon.record import Operation
 from surgeon.subject import Subject, load
 

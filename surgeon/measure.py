@@ -1,0 +1,205 @@
+"""How results are measured: the same rows, probes and controls for every operation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from surgeon.audit import Alignment, Audit, audit_outputs, decide_alignment
+from surgeon.data import Data, Rows, extract
+from surgeon.edit import Edit
+from surgeon.methods import DFR, Finetune, Leace, Magnitude, Method, Random
+from surgeon.methods.base import device_changes, with_erasure
+from surgeon.probes import Prober
+from surgeon.record import Operation
+from surgeon.subject import Subject
+from surgeon.surgery import Sparsity, sparsity
+
+_RANDOM_SEEDS = 5
+_NO_MASK = Sparsity(None, None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """How results are measured; the same for every row of a table."""
+
+    aligned: Mapping[str, Mapping[str, str]] | None = None
+    """Column to bias value to the target it pulls toward, by name; default: from the model."""
+    min_group: int = 10
+    """Report rows a group needs to be eligible as the worst."""
+    train_counts: Tensor | None = None
+    """`[G]` training counts of the groups, for the reweighted average."""
+    with_finetune: bool = False
+    """Add the row of plain fine-tuning."""
+    mlp: bool = True
+    """Run the MLP probes."""
+    seed: int = 0
+    """Of probes, bootstrap and controls."""
+
+
+class Ruler:
+    """Measures edits of one subject on the report rows, each feature set probed once."""
+
+    def __init__(self, subject: Subject, data: Data, measures: Measures) -> None:
+        self.subject, self.data, self.measures = subject, data, measures
+        self.prober = Prober(seed=measures.seed)
+        self.alignment: Alignment = decide_alignment(
+            extract(subject, data.fit).logits, data.fit.groups, measures.aligned
+        )
+
+    def audit(
+        self, edit: Edit | None = None, *, mlp: bool = False, rows: Rows | None = None
+    ) -> Audit:
+        """Audit the subject, edited or as it is, on the report rows unless others are given."""
+        rows = rows or self.data.report
+        changes = device_changes(self.subject, edit) if edit else None
+        outputs = extract(self.subject, rows, overrides=changes)
+        erased = edit.erasure(outputs.features) if edit and edit.erasure else outputs.features
+        return audit_outputs(
+            outputs,
+            rows.groups,
+            alignment=self.alignment,
+            prober=self.prober,
+            head_input=erased if edit else None,
+            mlp=mlp and self.measures.mlp,
+            min_group=self.measures.min_group,
+            train_counts=self.measures.train_counts,
+            seed=self.measures.seed,
+        )
+
+    def row(self, name: str, edit: Edit, seconds: float, *, mlp: bool = False) -> Operation:
+        """Measure one edit as a row of the table."""
+        audit = self.audit(edit, mlp=mlp)
+        return Operation(name, audit.to_json(), sparsity(self.subject, edit), seconds)
+
+    def mean_row(self, name: str, edits: Sequence[Edit], seconds: float) -> Operation:
+        """Measure several edits as one row of means."""
+        rows = [self.row(name, edit, seconds) for edit in edits]
+        audit = _mean([row.audit for row in rows])
+        # The worst group may be another one in each draw; the mean of the figure stands.
+        return replace(rows[0], audit={**audit, "worst_group": None})
+
+
+def audit(
+    subject: Subject, data: Data, *, edit: Edit | None = None, measures: Measures | None = None
+) -> Audit:
+    """Audit a network on the report rows, as it is or with an edit carried out.
+
+    Which target a bias value pulls toward is decided on the fit rows of the network as it is.
+
+    Args:
+        subject: The network.
+        data: Labelled rows.
+        edit: Carried out first, if given.
+        measures: How to measure.
+    """
+    return Ruler(subject, data, measures or Measures()).audit(edit, mlp=True)
+
+
+def measure(
+    subject: Subject, data: Data, edits: Mapping[str, Edit], measures: Measures | None = None
+) -> list[Operation]:
+    """Measure finished edits on the report rows, one row of a table each.
+
+    Args:
+        subject: The base of all of them.
+        data: Labelled rows.
+        edits: Row name to edit.
+        measures: How to measure; MLP probes are run as it says.
+
+    Returns:
+        The rows in the order given; their seconds are not known and zero.
+    """
+    ruler = Ruler(subject, data, measures or Measures())
+    return [ruler.row(name, edit, 0.0, mlp=True) for name, edit in edits.items()]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """An operation beside the vanilla network, the baselines and the controls."""
+
+    rows: tuple[Operation, ...]
+    """Vanilla first, the operation as exported last."""
+    vanilla: Audit
+    edited: Audit
+    notes: tuple[str, ...]
+
+
+def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
+    """Measure an edit, without and with erasure, beside everything it has to beat.
+
+    Args:
+        ruler: Measures.
+        edit: The operation as it will be exported.
+        seconds: What its fit took.
+    """
+    vanilla, edited = ruler.audit(mlp=True), ruler.audit(edit, mlp=True)
+    # Last-layer retraining and the erasure both move the head's additive term.
+    complete = ruler.subject.head.bias is not None
+    rows = [Operation("vanilla", vanilla.to_json(), _NO_MASK, 0.0)]
+    baselines: list[Method] = [Leace(), DFR()] if complete else []
+    if ruler.measures.with_finetune:
+        baselines.append(Finetune(seed=ruler.measures.seed))
+    rows += [_fitted_row(ruler, method) for method in baselines if method.name != edit.method]
+    masked = bool(edit.masks or edit.units)
+    if masked:
+        rows += _control_rows(ruler, edit, erase=complete)
+    if masked and complete:
+        other = edit.without("erasure") if edit.erasure else None
+        other = other or with_erasure(ruler.subject, ruler.data, edit)
+        rows.append(ruler.row(_row_name(other), other, seconds, mlp=True))
+    exported = Operation(_row_name(edit), edited.to_json(), sparsity(ruler.subject, edit), seconds)
+    notes = [] if complete else ["the head has no additive term: no row with erasure, dfr or leace"]
+    return Comparison((*rows, exported), vanilla, edited, tuple(notes))
+
+
+def _control_rows(ruler: Ruler, edit: Edit, *, erase: bool) -> list[Operation]:
+    """Measure random and magnitude masks of the same sparsity, settled in the same way."""
+    subject, data, settled = ruler.subject, ruler.data, bool(edit.buffers)
+    seeds = range(_RANDOM_SEEDS)
+    controls = {
+        "random": [Random(like=edit, recalibrate=settled, seed=seed) for seed in seeds],
+        "magnitude": [Magnitude(like=edit, recalibrate=settled, seed=ruler.measures.seed)],
+    }
+    rows = []
+    for name, methods in controls.items():
+        began = time.perf_counter()
+        edits = [method.fit(subject, data) for method in methods]
+        took = (time.perf_counter() - began) / len(edits)
+        rows.append(ruler.mean_row(name, edits, took))
+        if erase:
+            erased = [with_erasure(subject, data, e) for e in edits]
+            rows.append(ruler.mean_row(f"{name}+erase", erased, took))
+    return rows
+
+
+def _row_name(edit: Edit) -> str:
+    masked = bool(edit.masks or edit.units)
+    return f"{edit.method}+erase" if masked and edit.erasure else edit.method
+
+
+def _fitted_row(ruler: Ruler, method: Method) -> Operation:
+    began = time.perf_counter()
+    edit = method.fit(ruler.subject, ruler.data)
+    return ruler.row(method.name, edit, time.perf_counter() - began)
+
+
+def _mean(documents: Sequence[Any]) -> Any:
+    """Average equal JSON documents number by number; a number that is sometimes null is null."""
+    first = documents[0]
+    if isinstance(first, Mapping):
+        return {key: _mean([document[key] for document in documents]) for key in first}
+    if isinstance(first, list):
+        if any(len(document) != len(first) for document in documents):
+            return sorted({item for document in documents for item in document})
+        return [_mean(list(items)) for items in zip(*documents, strict=True)]
+    if any(document is None for document in documents):
+        return None
+    if isinstance(first, float):
+        return fmean(documents)
+    return first
