@@ -140,9 +140,15 @@ def resolve_architecture(
         OptionError: Unknown name or library.
         CheckpointError: Nothing names the architecture.
     """
-    args = {**config.get("model_args", {}), **(model_args or {})}
     if factory and arch:
         raise OptionError("--arch and --factory: found both, expected one")
+    source = "--arch" if arch else "config.json"
+    wanted = factory or (arch or "").rpartition(":")[2]
+    inherited = wanted in (
+        "",
+        config.get("architecture"),
+    )  # arguments of another network do not fit
+    args = {**(config.get("model_args", {}) if inherited else {}), **(model_args or {})}
     if factory:
         return Architecture("factory", factory, None, args), f"network from --factory {factory}"
     if not arch:
@@ -171,7 +177,6 @@ def resolve_architecture(
     ]
     exact = [a for a in found if len(found) > 1 and not differences(_empty(a), tensors)]
     chosen = (exact or found)[0]
-    source = "config.json" if config.get("architecture") == name and not exact else "--arch"
     how = (
         f", the registry whose keys and shapes match ({len(found)} know the name)" if exact else ""
     )

@@ -140,3 +140,13 @@ def test_own_preprocessing():
     assert found["mean"] == tuple(weights.mean)
     assert found["crop_pct"] == 224 / 256
     assert own_preprocessing(Architecture("factory", "x:y"), nn.Identity()) == {}
+
+
+def test_arguments_of_another_network_are_not_inherited():
+    config = {"architecture": "test_vit", "num_classes": 2, "model_args": {"img_size": 64}}
+    own, source = resolve_architecture({}, config)
+    assert own.model_args == {"img_size": 64}
+    assert "config.json" in source
+    other, source = resolve_architecture({}, config, arch="timm:test_resnet")
+    assert other.model_args == {}
+    assert "--arch" in source
