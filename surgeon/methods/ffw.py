@@ -64,8 +64,8 @@ class FFW(Method):
     Source:
         Nahon and others, Debiasing surgeon: fantastic weights and how to find them, ECCV 2024.
         `recipe="paper"` follows its text. By default gates are hard with a pass-through gradient,
-        BatchNorm uses batch statistics and is recalibrated, the best epoch on select rows is
-        kept, and a closed-form erasure is folded into the head.
+        BatchNorm uses batch statistics and is recalibrated, the latest epoch within one standard
+        error of the best on select rows is kept, and a closed-form erasure is folded into the head.
     """
 
     name: ClassVar[str] = "ffw"
