@@ -150,8 +150,8 @@ def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
     if masked:
         rows += _control_rows(ruler, edit, erase=complete)
     if masked and complete:
-        other = edit.without("erasure") if edit.erasure else None
-        other = other or with_erasure(ruler.subject, ruler.data, edit)
+        erased = edit.erasure is not None
+        other = edit.without("erasure") if erased else with_erasure(ruler.subject, ruler.data, edit)
         rows.append(ruler.row(_row_name(other), other, seconds, mlp=True))
     exported = Operation(_row_name(edit), edited.to_json(), sparsity(ruler.subject, edit), seconds)
     notes = [] if complete else ["the head has no additive term: no row with erasure, dfr or leace"]
