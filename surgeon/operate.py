@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from surgeon.data import Data, extract
+from surgeon.data import Data
 from surgeon.edit import Edit
 from surgeon.errors import LabelError
 from surgeon.export import base_record
 from surgeon.measure import Measures, Ruler, compare
 from surgeon.methods import FFW, Method
-from surgeon.methods.base import Progress, device_changes, select_accuracy
+from surgeon.methods.base import Progress
 from surgeon.record import Report
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
@@ -151,17 +151,15 @@ def _sweep(
     say: Announce,
 ) -> tuple[_Fitted, list[dict[str, Any]]]:
     """Fit one edit per value and choose by balanced accuracy on select rows; ties: the first."""
-    subject, select = ruler.subject, ruler.data.select
     tried: list[dict[str, Any]] = []
     fitted: list[_Fitted] = []
     scores: list[float] = []
     for name, value in ((name, value) for name, values in sweep.items() for value in values):
         say(f"{name} {value:g}")
         candidate = _fit(ruler, replace(method, **{name: value}), progress)  # pyright: ignore
-        edit = candidate.edit
-        outputs = extract(subject, select, overrides=device_changes(subject, edit))
-        scores.append(select_accuracy(outputs.logits, select.groups))
+        seen = ruler.audit(candidate.edit, rows=ruler.data.select)
+        scores.append(seen.balanced_accuracy)
         fitted.append(candidate)
-        seen = ruler.audit(edit, rows=select).to_json()
-        tried.append({name: value, "sparsity": asdict(sparsity(subject, edit)), "select": seen})
+        sparse = asdict(sparsity(ruler.subject, candidate.edit))
+        tried.append({name: value, "sparsity": sparse, "select": seen.to_json()})
     return fitted[scores.index(max(scores))], tried

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from typer.testing import CliRunner
 
 import surgeon
 from surgeon.findings import ProbeScore
+from surgeon.measure import Ruler
 from surgeon.probes import Prober
 
 ROOT = Path(__file__).parents[1]
@@ -221,10 +221,13 @@ def test_json_with_two_biases_is_one_object_on_stdout(copy, no_probes):
 
 
 def test_sweep_with_force_replaces_and_says_what_it_chose(copy, no_probes, monkeypatch):
-    scores = iter([0.2, 0.9, 0.4])
-    # The package's own name `operate` is the function.
-    module = importlib.import_module("surgeon.operate")
-    monkeypatch.setattr(module, "select_accuracy", lambda *_: next(scores))
+    scores, audit = iter([0.2, 0.9, 0.4]), Ruler.audit
+
+    def scored(self, edit=None, *, rows=None, **kwargs):
+        found = audit(self, edit, rows=rows, **kwargs)
+        return replace(found, balanced_accuracy=next(scores)) if rows else found
+
+    monkeypatch.setattr(Ruler, "audit", scored)
     before = (copy / "out" / "surgeon.json").read_bytes()
     flags = "--sweep gamma=1,3,5 --epochs 1 --out out --quiet"
     refused = run(f"prune {DATA} {flags}")

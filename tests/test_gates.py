@@ -3,20 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torchvision.models import VisionTransformer
 
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.errors import IncompatibleError
 from surgeon.gates import Gates, unit_sites, weight_sites
-
-NETS = {
-    "test_resnet": ("test_resnet", 64, {}),
-    "test_vit": ("test_vit", 64, {"img_size": 64}),
-    "test_convnext": ("test_convnext", 64, {}),
-    "test_efficientnet": ("test_efficientnet", 64, {}),
-    "small_conv_net": (SmallConvNet, 14, {}),
-    "attention": (lambda: VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=3), 16, {}),
-}
+from tests.nets import NETS
 
 
 @pytest.fixture(scope="module", params=NETS)

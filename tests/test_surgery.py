@@ -5,22 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import linear
-from torchvision.models import VisionTransformer
 
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.edit import Edit, Erasure
 from surgeon.errors import ArtefactError, IncompatibleError
 from surgeon.gates import Gates, unit_sites, weight_sites
 from surgeon.surgery import apply, layer_rows, prove, sparsity
-
-NETS = {
-    "test_resnet": ("test_resnet", 64, {}),
-    "test_vit": ("test_vit", 64, {"img_size": 64}),
-    "test_convnext": ("test_convnext", 64, {}),
-    "test_efficientnet": ("test_efficientnet", 64, {}),
-    "small_conv_net": (SmallConvNet, 14, {}),
-    "attention": (lambda: VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=3), 16, {}),
-}
+from tests.nets import NETS
 
 
 def edit_of(subject, kind, seed=0):

@@ -187,7 +187,7 @@ def make_biased_mnist(folder: Path, *, rho: float, seed: int, epochs: int = 20) 
 def train_vanilla(
     images: Tensor, labels: np.ndarray, *, seed: int, epochs: int, batch_size: int = 128
 ) -> dict[str, Tensor]:
-    """Train the network the ordinary way: SGD 0.1 / 0.9 / 1e-4, one cycle.
+    """Train the network the ordinary way: SGD 0.1 / 0.9 / 1e-4, one cycle of both.
 
     Args:
         images: `[N, 3, H, W]` uint8.
@@ -206,9 +206,7 @@ def train_vanilla(
     x, y = images.float() / 127.5 - 1, torch.from_numpy(labels).long()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     steps = epochs * (len(x) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=0.1, total_steps=steps, cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
         for rows in order[: len(x) // batch_size * batch_size].split(batch_size):

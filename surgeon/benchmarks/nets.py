@@ -11,7 +11,8 @@ from torch.nn.functional import pad, relu
 class SmallConvNet(nn.Module):
     """Four 3 x 3 convolutions 3-16-32-64-128, each with BatchNorm; mean pool; Linear(128, 10).
 
-    ReLU after the first three, Tanh after the fourth, max-pool after the second.
+    ReLU after the first three, Tanh after the fourth, max-pool after the second; Kaiming-normal
+    (fan out) convolutions.
 
     Source:
         The SimpleConvNet of ReBias and IRENE with 3 x 3 instead of 7 x 7 kernels and a max-pool.
@@ -23,6 +24,7 @@ class SmallConvNet(nn.Module):
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(itertools.pairwise(widths)):
             conv = nn.Conv2d(before, after, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             layers += [conv, nn.BatchNorm2d(after), nn.Tanh() if i == 3 else nn.ReLU(inplace=True)]
             if i == 1:
                 layers.append(nn.MaxPool2d(2))

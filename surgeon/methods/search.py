@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from surgeon.bias_head import BiasHead
-from surgeon.data import Data, Rows, extract
+from surgeon.data import Data, Outputs, extract
 from surgeon.gates import Gates, GateSite
 from surgeon.methods.base import Progress, gather_biases, select_accuracy
 from surgeon.mutual_information import mutual_information
@@ -145,13 +145,20 @@ class Search:
     def run(self, progress: Progress | None) -> None:
         """Search until soft and hard agree or the epochs are used up."""
         kept, start = self.gates.snapshot(), time.perf_counter()
-        best = self._judge({})[0]  # all gates open: no mask at all is a candidate too
+        select = self.data.select
+        # All gates open: no mask at all is a candidate too.
+        best = select_accuracy(self._folded().logits, select.groups)
         for epoch in range(1, self.settings.epochs + 1):
             if self.settings.refit_head and epoch > 1:
                 outputs = extract(self.subject, self.data.fit, overrides=self._now())
                 self._fit_heads(self.heads, outputs.features.to(self.subject.device))
             task, information, buffers = self._epoch()
-            accuracy, agreement, objective = self._judge(buffers)
+            folded = soft = self._folded()
+            if not self.settings.hard:
+                soft = extract(self.subject, select, overrides={**self._now(), **buffers})
+            accuracy = select_accuracy(folded.logits, select.groups)
+            same = folded.logits.argmax(1) == soft.logits.argmax(1)
+            agreement = float(same.float().mean())
             best = max(best, accuracy)
             if accuracy >= best - self._standard_error(best):
                 kept = self.gates.snapshot()
@@ -175,7 +182,7 @@ class Search:
                 continue
             if agreement >= self.settings.agreement and epoch > 1:
                 break
-            self._anneal(objective)
+            self._anneal(self._objective(soft))
         if self.settings.keep_best:
             self.gates.restore(kept)
 
@@ -207,34 +214,25 @@ class Search:
         task, information = (sums / count).tolist()
         return task, information
 
-    def _judge(self, buffers: dict[str, Tensor]) -> tuple[float, float, float]:
-        """Measure on select rows: hard accuracy, soft/hard agreement, soft objective."""
-        rows: Rows = self.data.select
-        frozen = self.gates.frozen()
-        settled = (
-            recalibrate(
-                self.subject,
-                self.data.fit,
-                frozen,
-                seed=self.seed,
-                balance=self.settings.balance,
+    def _folded(self) -> Outputs:
+        """Run the network as it would be exported, masks hard and settled, on select rows."""
+        frozen, settings = self.gates.frozen(), self.settings
+        settled: dict[str, Tensor] = {}
+        if settings.recalibrate:
+            settled = recalibrate(
+                self.subject, self.data.fit, frozen, seed=self.seed, balance=settings.balance
             )
-            if self.settings.recalibrate
-            else {}
-        )
         on_device = {n: t.to(self.subject.device) for n, t in settled.items()}
-        hard = extract(self.subject, rows, overrides={**frozen, **on_device})
-        soft = hard
-        if not self.settings.hard:
-            soft = extract(self.subject, rows, overrides={**self._now(), **buffers})
-        agreement = float((hard.logits.argmax(1) == soft.logits.argmax(1)).float().mean())
-        every = torch.arange(len(rows))
-        biases = gather_biases(rows, every, self.subject.device)
-        features = soft.features.to(self.subject.device)
-        objective = float(cross_entropy(soft.logits, rows.groups.target)) + (
-            self.settings.gamma * float(self._information(features, biases))
-        )
-        return select_accuracy(hard.logits, rows.groups), agreement, objective
+        return extract(self.subject, self.data.select, overrides={**frozen, **on_device})
+
+    def _objective(self, outputs: Outputs) -> float:
+        """Return the loss of the search on select rows."""
+        rows = self.data.select
+        biases = gather_biases(rows, torch.arange(len(rows)), self.subject.device)
+        features = outputs.features.to(self.subject.device)
+        information = float(self._information(features, biases))
+        task = float(cross_entropy(outputs.logits, rows.groups.target))
+        return task + self.settings.gamma * information
 
     def _anneal(self, objective: float) -> None:
         """Lower the temperature when the select objective has stopped falling."""
