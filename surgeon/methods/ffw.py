@@ -21,7 +21,7 @@ _DEFAULT: dict[str, Recipe] = {
     "unstructured": Recipe(
         gamma=0.5,
         lr=2e-2,
-        epochs=40,
+        epochs=80,
         batch_size=50,
         cosine=True,
         initial=0.02,

@@ -23,7 +23,7 @@ class Finetune(Method):
     name: ClassVar[str] = "finetune"
 
     lr: float = 1e-3
-    epochs: int = 40
+    epochs: int = 80
     batch_size: int = 50
     balance: Literal["groups", "none"] = "groups"
     seed: int = 0
