@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from surgeon.edit import Edit
+from surgeon.findings import AVERAGES
 from surgeon.record import Report
 from surgeon.subject import Subject
 
@@ -71,10 +72,7 @@ def _figures(report: Report) -> str:
     ]
     for operation in report.operations:
         audit = operation.audit
-        figures = [
-            percent(audit[name])
-            for name in ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
-        ]
+        figures = [percent(audit[name]) for name in AVERAGES]
         lines.append(
             f"| {operation.name} | {' | '.join(figures)} | {percent(operation.sparsity.gated)} |"
         )

@@ -10,6 +10,10 @@ from torch import Tensor
 
 Span = tuple[float, float]
 
+# The averages that every table shows, and the places where leakage is read, in their order.
+AVERAGES = ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
+PLACES = ("bottleneck", "head_input", "logits")
+
 
 @dataclass(frozen=True)
 class ProbeScore:

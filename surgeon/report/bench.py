@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from surgeon.findings import AVERAGES, PLACES
 from surgeon.report.terminal import new_table, operation_table
 
 
@@ -25,23 +26,21 @@ def render_step_times(rows: Sequence[Mapping[str, Any]], console: Console) -> No
 
 def render_bench(runs: Sequence[Sequence[Mapping[str, Any]]], console: Console) -> None:
     """Print accuracy and leakage of every operation, means (± deviation) over runs, %."""
-    names = ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
     seeds = f"{len(runs)} seeds"
-    heads = [name.removesuffix("_accuracy").replace("_", " ") for name in names]
+    heads = [name.removesuffix("_accuracy").replace("_", " ") for name in AVERAGES]
     accuracy = operation_table(f"accuracy, %, {seeds}", *heads, "sparsity", "seconds")
-    places = ("bottleneck", "head_input", "logits")
     title = f"leakage, linear / MLP probe, %, {seeds}"
-    leakage = operation_table(title, *(place.replace("_", " ") for place in places))
+    leakage = operation_table(title, *(place.replace("_", " ") for place in PLACES))
     for rows in zip(*runs, strict=True):
         audits = [row["audit"] for row in rows]
         accuracy.add_row(
             rows[0]["name"],
-            *(_spread([audit[name] for audit in audits]) for name in names),
+            *(_spread([audit[name] for audit in audits]) for name in AVERAGES),
             _mean([row["sparsity"]["gated"] for row in rows]),
             f"{fmean(row['seconds'] for row in rows):.0f}",
         )
         leaks = [next(iter(audit["biases"].values()))["leakage"] for audit in audits]
-        leakage.add_row(rows[0]["name"], *(_leak([leak[p] for leak in leaks]) for p in places))
+        leakage.add_row(rows[0]["name"], *(_leak([leak[p] for leak in leaks]) for p in PLACES))
     for table in (accuracy, leakage):
         console.print(table)
         console.print()

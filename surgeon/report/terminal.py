@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.card import group_name, percent
+from surgeon.findings import AVERAGES, PLACES
 from surgeon.table import list_names
 
 _GROUPS_SHOWN = 12
-_PLACES = ("bottleneck", "head_input", "logits")
 # Below this many report rows leakage is shown and claims nothing.
 _CLAIM_ROWS = 4000
 _FLAGGED = 30
@@ -122,10 +122,9 @@ def _group_table(before: Mapping[str, Any], after: Mapping[str, Any] | None, nam
 
 
 def _accuracy_table(operations: Sequence[Mapping[str, Any]]) -> Table:
-    names = ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
     reweighted = any(row["audit"]["reweighted_accuracy"] is not None for row in operations)
     heads = ["worst\ngroup", "balanced", "average", *(["re-\nweighted"] if reweighted else [])]
-    names += ("reweighted_accuracy",) if reweighted else ()
+    names = (*AVERAGES, "reweighted_accuracy") if reweighted else AVERAGES
     # With several biases each has its gap beside its leakage.
     biases = list(operations[0]["audit"]["biases"])
     gap = biases if len(biases) == 1 else []
@@ -148,11 +147,11 @@ def _leakage_table(column: str, operations: Sequence[Mapping[str, Any]]) -> Tabl
     title = f"leakage of '{column}', linear / MLP probe, % (chance {percent(row['chance'])})"
     several = len(operations[0]["audit"]["biases"]) > 1
     gap = ["gap"] if several else []
-    table = operation_table(title, *gap, *(place.replace("_", " ") for place in _PLACES))
+    table = operation_table(title, *gap, *(place.replace("_", " ") for place in PLACES))
     for operation in operations:
         bias = operation["audit"]["biases"][column]
         cells = [percent(bias["gap"])] if several else []
-        for place in _PLACES:
+        for place in PLACES:
             kinds = bias["leakage"][place]
             cells.append("-" if kinds is None else _kinds(kinds))
         table.add_row(operation["name"], *cells)
