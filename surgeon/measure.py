@@ -36,8 +36,12 @@ class Measures:
     """`[G]` training counts of the groups, for the reweighted average."""
     with_finetune: bool = False
     """Add the row of plain fine-tuning."""
+    finetune_epochs: int | None = None
+    """Epochs of that row at most; default: its own."""
     mlp: bool = True
     """Run the MLP probes."""
+    mlp_every_row: bool = False
+    """Run them for baselines and controls too, draws of random masks left out."""
     seed: int = 0
     """Of probes, bootstrap and controls."""
 
@@ -79,7 +83,9 @@ class Ruler:
 
     def mean_row(self, name: str, edits: Sequence[Edit], seconds: float) -> Operation:
         """Measure several edits as one row of means."""
-        rows = [self.row(name, edit, seconds) for edit in edits]
+        # Five draws would take most of a benchmark's time, and no claim rests on them.
+        mlp = self.measures.mlp_every_row and len(edits) == 1
+        rows = [self.row(name, edit, seconds, mlp=mlp) for edit in edits]
         audit = _mean([row.audit for row in rows])
         # The worst group may be another one in each draw; the mean of the figure stands.
         return replace(rows[0], audit={**audit, "worst_group": None})
@@ -128,6 +134,8 @@ class Comparison:
     vanilla: Audit
     edited: Audit
     notes: tuple[str, ...]
+    baselines: Mapping[str, Audit]
+    """By name, those that were fitted: `leace`, `dfr`, `finetune`."""
 
 
 def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
@@ -144,18 +152,23 @@ def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
     rows = [Operation("vanilla", vanilla.to_json(), _NO_MASK, 0.0)]
     baselines: list[Method] = [Leace(), DFR()] if complete else []
     if ruler.measures.with_finetune:
-        baselines.append(Finetune(seed=ruler.measures.seed))
-    rows += [_fitted_row(ruler, method) for method in baselines if method.name != edit.method]
+        baselines.append(_finetune(ruler.measures))
+    audits: dict[str, Audit] = {}
+    for method in baselines:
+        if method.name != edit.method:
+            row, audits[method.name] = _fitted_row(ruler, method)
+            rows.append(row)
     masked = bool(edit.masks or edit.units)
     if masked:
         rows += _control_rows(ruler, edit, erase=complete)
-    if masked and complete:
+    # A new head alone may be erased too: where the search found no mask.
+    if complete and (masked or (edit.erasure and edit.updates)):
         erased = edit.erasure is not None
         other = edit.without("erasure") if erased else with_erasure(ruler.subject, ruler.data, edit)
         rows.append(ruler.row(_row_name(other), other, seconds, mlp=True))
     exported = Operation(_row_name(edit), edited.to_json(), sparsity(ruler.subject, edit), seconds)
     notes = [] if complete else ["the head has no additive term: no row with erasure, dfr or leace"]
-    return Comparison((*rows, exported), vanilla, edited, tuple(notes))
+    return Comparison((*rows, exported), vanilla, edited, tuple(notes), audits)
 
 
 def _control_rows(ruler: Ruler, edit: Edit, *, erase: bool) -> list[Operation]:
@@ -179,14 +192,22 @@ def _control_rows(ruler: Ruler, edit: Edit, *, erase: bool) -> list[Operation]:
 
 
 def _row_name(edit: Edit) -> str:
-    masked = bool(edit.masks or edit.units)
-    return f"{edit.method}+erase" if masked and edit.erasure else edit.method
+    changed = bool(edit.masks or edit.units or edit.updates)
+    return f"{edit.method}+erase" if changed and edit.erasure else edit.method
 
 
-def _fitted_row(ruler: Ruler, method: Method) -> Operation:
+def _finetune(measures: Measures) -> Finetune:
+    method, most = Finetune(seed=measures.seed), measures.finetune_epochs
+    return method if most is None else replace(method, epochs=min(most, method.epochs))
+
+
+def _fitted_row(ruler: Ruler, method: Method) -> tuple[Operation, Audit]:
     began = time.perf_counter()
     edit = method.fit(ruler.subject, ruler.data)
-    return ruler.row(method.name, edit, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    found = ruler.audit(edit, mlp=ruler.measures.mlp_every_row)
+    row = Operation(method.name, found.to_json(), sparsity(ruler.subject, edit), seconds)
+    return row, found
 
 
 def _mean(documents: Sequence[Any]) -> Any:

@@ -11,14 +11,16 @@ from surgeon.data import Data
 from surgeon.edit import Edit
 from surgeon.errors import LabelError
 from surgeon.export import base_record
-from surgeon.measure import Measures, Ruler, compare
+from surgeon.measure import Comparison, Measures, Ruler, compare
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
 from surgeon.record import Report
+from surgeon.remarks import bound_targets, cost, no_mask
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
-from surgeon.verdict import judge
+from surgeon.verdict import Verdict, judge
 
+Notes = tuple[str, ...]
 Announce = Callable[[str], None]
 """Takes one line about the stage that begins."""
 
@@ -31,6 +33,8 @@ class Outcome:
     report: Report
     method: Method
     """The method as it was chosen (a sweep may have set a field)."""
+    comparison: Comparison
+    """The audits that the report was made of."""
 
 
 def operate(
@@ -85,6 +89,7 @@ def operate(
         aligned_by=dict(zip(data.report.groups.columns, ruler.alignment.source, strict=True)),
         seed=measures.seed,
     )
+    remarks = _remarks(fitted.method, edit, data, found, verdict)
     report = Report(
         base=base_record(subject),
         data={
@@ -99,10 +104,10 @@ def operate(
         layers=tuple(layer_rows(subject, edit)),
         history=fitted.history,
         seconds=time.perf_counter() - start,
-        notes=(*subject.notes, *data.labels.notes, *found.notes),
+        notes=(*subject.notes, *data.labels.notes, *found.notes, *remarks),
         sweep=tried,
     )
-    return Outcome(edit, report, fitted.method)
+    return Outcome(edit, report, fitted.method, found)
 
 
 def config_of(method: Method) -> dict[str, Any]:
@@ -112,6 +117,15 @@ def config_of(method: Method) -> dict[str, Any]:
     if isinstance(method, FFW):
         config["settings"] = asdict(method.settings())
     return config
+
+
+def _remarks(method: Method, edit: Edit, data: Data, found: Comparison, verdict: Verdict) -> Notes:
+    looked = isinstance(method, FFW)
+    return (
+        *bound_targets(data.fit.groups),
+        *(no_mask(edit) if looked else ()),
+        *cost(found.vanilla, found.edited, verdict),
+    )
 
 
 def _check_groups(data: Data, min_group: int) -> None:
@@ -161,5 +175,15 @@ def _sweep(
         scores.append(seen.balanced_accuracy)
         fitted.append(candidate)
         sparse = asdict(sparsity(ruler.subject, candidate.edit))
-        tried.append({name: value, "sparsity": sparse, "select": seen.to_json()})
+        masked = bool(candidate.edit.masks or candidate.edit.units)
+        tried.append(
+            {
+                name: value,
+                "masked": masked,
+                # What the search's own bias heads read in its last epoch, fit rows.
+                "mutual_information": candidate.history[-1]["mutual_information"],
+                "sparsity": sparse,
+                "select": seen.to_json(),
+            }
+        )
     return fitted[scores.index(max(scores))], tried

@@ -19,6 +19,7 @@ from surgeon.architecture import Architecture
 from surgeon.data import Data, Rows
 from surgeon.groups import Groups, Labels
 from surgeon.images import Images
+from surgeon.methods import FFW
 from surgeon.preprocessing import Preprocessing
 from surgeon.subject import Subject, find_head, freeze
 
@@ -110,22 +111,46 @@ def bars(n: int, share: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, target, bias
 
 
+def train(net: nn.Module, x: Tensor, target: Tensor, epochs: int) -> nn.Module:
+    """Train a network the ordinary way, seeded."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).split(50):
+            optimiser.zero_grad()
+            cross_entropy(net(x[rows]), target[rows]).backward()
+            optimiser.step()
+    return net
+
+
 @pytest.fixture(scope="session")
 def toy() -> Toy:
     """Train a tiny network on bars whose colour goes with their direction."""
     x, target, _ = bars(600, 0.97, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = TinyNet()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(6):
-        for rows in torch.randperm(len(x), generator=generator).split(50):
-            optimiser.zero_grad()
-            cross_entropy(net(x[rows]), target[rows]).backward()
-            optimiser.step()
+        net = train(TinyNet(), x, target, 6)
     parts = {"fit": bars(400, 0.5, 1), "select": bars(160, 0.5, 2), "report": bars(600, 0.5, 3)}
     return Toy(subject_of(net, SIDE), data_of(parts))
+
+
+def bound(n, share, seed):
+    """Bars, a third of which are green: those are a class of their own, whatever their way."""
+    x, target, bias = bars(n, share, seed)
+    green = torch.arange(n) % 3 == 0
+    x[green, 1] += 0.5
+    return x, torch.where(green, 2, target), torch.where(green, 2, bias)
+
+
+@pytest.fixture(scope="session")
+def planted() -> Toy:
+    """Train a network on three classes, the third of which is its colour and nothing else."""
+    x, target, _ = bound(600, 0.9, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = train(TinyNet(3), x, target, 12)
+    parts = {"fit": bound(400, 0.5, 1), "select": bound(200, 0.5, 2), "report": bound(600, 0.5, 3)}
+    return Toy(subject_of(net, SIDE), data_of(parts, 3, 3))
 
 
 @pytest.fixture(scope="session")
@@ -183,3 +208,9 @@ def tiny(tmp_path_factory):
         lines.append(",".join([f"images/{i}.png", *names]))
     (folder / "val.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture
+def always_masked(monkeypatch):
+    """Keep the mask of a search that is too short to beat a new head alone."""
+    monkeypatch.setattr(FFW, "_better", lambda self, subject, data, masked: masked)

@@ -12,7 +12,7 @@ from torch import nn
 
 from surgeon.data import extract
 from surgeon.gates import weight_sites
-from surgeon.methods import FFW
+from surgeon.methods import DFR, FFW
 from surgeon.methods.base import device_changes, new_edit, with_erasure, with_recalibration
 from surgeon.methods.search import Search
 from surgeon.metrics import group_accuracies
@@ -66,7 +66,7 @@ def test_the_lean_goes_and_the_task_stays(toy, mode):
     assert set(edit.buffers) == {
         f"features.{i}.{kind}" for i in (1, 5, 9) for kind in ("running_mean", "running_var")
     }
-    assert not edit.updates
+    assert set(edit.updates) == {"fc.weight", "fc.bias"}
     folded = apply(toy.subject, edit)
     x = toy.data.report.batch(torch.arange(50))
     expected = toy.subject.forward(x, edit.changes(toy.subject.tensors()))[1]
@@ -103,7 +103,7 @@ def test_the_published_recipe_moves_its_gates(toy, mode):
 
 
 @pytest.mark.parametrize("recalibrate", [True, False])
-def test_parts_can_be_left_out(small, recalibrate):
+def test_parts_can_be_left_out(small, recalibrate, always_masked):
     method = FFW(epochs=1, recalibrate=recalibrate, erase_head=not recalibrate, gate_head=True)
     edit = method.fit(small.subject, small.data)
     assert bool(edit.buffers) == recalibrate
@@ -112,6 +112,24 @@ def test_parts_can_be_left_out(small, recalibrate):
     if recalibrate:
         again = with_recalibration(small.subject, small.data, edit, seed=0)
         assert all(torch.equal(again.buffers[n], edit.buffers[n]) for n in edit.buffers)
+
+
+def test_a_mask_that_loses_to_a_new_head_is_left_out(toy):
+    short = FFW(epochs=1, lr=1e-6).fit(toy.subject, toy.data)
+    alone = DFR().fit(toy.subject, toy.data)
+    assert not short.masks
+    assert not short.buffers
+    assert all(torch.equal(short.updates[name], alone.updates[name]) for name in alone.updates)
+    assert short.erasure is not None
+    assert fitted(toy, "unstructured").masks
+
+
+def test_a_refitted_head_ends_the_operation(toy):
+    edit = FFW(epochs=5, refit_head=True, erase_head=False).fit(toy.subject, toy.data)
+    again = DFR().fit(apply(toy.subject, edit.without("updates")), toy.data)
+    assert edit.masks
+    for name, value in again.updates.items():
+        torch.testing.assert_close(edit.updates[name], value)
 
 
 def test_own_values_go_over_the_recipe():
@@ -154,14 +172,14 @@ class Unused(nn.Module):
         return self.fc(self.conv(x).relu().mean((2, 3)))
 
 
-def test_a_layer_never_called_is_kept(pico, small):
+def test_a_layer_never_called_is_kept(pico, small, always_masked):
     subject = pico(Unused, 12)
     edit = FFW(epochs=1).fit(subject, small.data)
     assert edit.masks["spare.weight"].all()
     assert not edit.buffers
 
 
-def test_every_fitted_bias_is_erased_and_no_audited_one(toy, rows_of):
+def test_every_fitted_bias_is_erased_and_no_audited_one(toy, rows_of, always_masked):
     data = toy.data
     parts = {}
     for name in ("fit", "select", "report"):

@@ -35,8 +35,11 @@ RANKS = {
     "discovery": 4,
     "inspection": 4,
     "verdict": 4,
+    "remarks": 4.5,
     # A method sees the base class and no sibling; the registry sees them all.
     "methods.base": 5,
+    "methods.closing": 5.02,
+    "methods.refit": 5.05,
     "methods.search": 5.05,
     "methods.": 5.1,
     "methods": 5.2,
@@ -46,9 +49,9 @@ RANKS = {
     "export": 7.2,
     "measure": 7.5,
     "operate": 8,
+    "demo": 8.5,
     "benchmarks": 9,
     "compare": 9,
-    "demo": 9,
     "report": 9,
     "": 10,
 }

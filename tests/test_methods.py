@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from surgeon.data import extract
 from surgeon.edit import Edit
@@ -15,6 +17,7 @@ from surgeon.methods.base import (
     device_changes,
     new_edit,
     select_accuracy,
+    select_loss,
     with_erasure,
     with_recalibration,
 )
@@ -123,7 +126,7 @@ def test_a_failing_fit_leaves_the_subject_as_it_was(name, good, small):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_seed_same_bytes_other_seed_another_edit(name, small, tmp_path):
+def test_same_seed_same_bytes_other_seed_another_edit(name, small, tmp_path, always_masked):
     contents = []
     for i, seed in enumerate((0, 0, 1)):
         edit = method(name, small.subject, seed).fit(small.subject, small.data)
@@ -166,3 +169,23 @@ def test_recalibration_and_erasure_are_those_of_the_edited_network(toy):
     torch.testing.assert_close(
         erased.erasure.mean, (weights / weights.sum()) @ outputs.features.double()
     )
+
+
+def test_select_loss_counts_groups_equally_and_forgives_sureness(small):
+    groups = small.data.select.groups
+    truth = one_hot(groups.target, groups.num_classes).double()
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)).double()
+    logits = 2 * truth + 2 * noise
+    loss = select_loss(logits, groups)
+    assert 0.05 < loss < math.log(groups.num_classes)
+    assert select_loss(10 * logits, groups) == pytest.approx(loss, rel=0.02)
+    assert select_loss(-logits, groups) == pytest.approx(math.log(groups.num_classes), abs=0.05)
+    # One group all wrong costs the same, whatever its size.
+    counts = groups.counts()
+    full = counts.nonzero().flatten().tolist()
+    costs = []
+    for group in full:
+        wrong = (groups.index == group)[:, None]
+        costs.append(select_loss(torch.where(wrong, -truth, 3 * truth), groups))
+    assert max(costs) - min(costs) < 1e-9
+    assert min(costs) > select_loss(3 * truth, groups) + 0.1

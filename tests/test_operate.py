@@ -118,7 +118,7 @@ def test_a_method_without_mask_has_no_controls(toy):
     assert done.report.verdict.word == "improved"
 
 
-def test_a_sweep_chooses_on_select_rows(toy):
+def test_a_sweep_chooses_on_select_rows(toy, always_masked):
     done = operate(
         toy.subject,
         toy.data,

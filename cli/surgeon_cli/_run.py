@@ -66,5 +66,5 @@ def prune_and_export(
         print_json(document)
         return
     console = result_console()
-    render_report(document, console)
+    render_report(document, console, sweep=outcome.report.sweep)
     console.print(f"written: {out}", soft_wrap=True)

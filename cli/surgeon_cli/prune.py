@@ -42,6 +42,9 @@ def prune(
     erase_head: Annotated[
         bool | None, typer.Option(help="Fold the closed-form erasure into the head.")
     ] = None,
+    refit_head: Annotated[
+        bool, typer.Option(help="End with last-layer retraining on the masked features.")
+    ] = False,
     sweep: Annotated[
         str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
     ] = None,
@@ -81,6 +84,7 @@ def prune(
         balance=balance,  # pyright: ignore[reportArgumentType]
         recalibrate=recalibrate,
         erase_head=erase_head,
+        refit_head=refit_head,
         seed=seed,
     )
     tried = _read_sweep(sweep)

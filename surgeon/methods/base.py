@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data, Rows, extract
 from surgeon.edit import Edit
@@ -74,6 +75,21 @@ def select_accuracy(logits: Tensor, groups: Groups) -> float:
     """Return the balanced accuracy of `[N, C]` logits over non-empty groups, a fraction."""
     correct = logits.argmax(1).cpu() == groups.target
     return float(balanced_accuracy(group_accuracies(correct, groups.index, groups.num_groups)))
+
+
+def select_loss(logits: Tensor, groups: Groups) -> float:
+    """Return the cross-entropy of `[N, C]` logits, nats, groups counting equally.
+
+    The logits are divided by the temperature that suits them best, so that a sure network is not
+    punished for being sure: on few rows this tells candidates apart that accuracy does not.
+    """
+    weights = 1 / groups.counts().double()[groups.index]
+    logits = logits.double().cpu()
+    losses = [
+        (weights * cross_entropy(logits / temperature, groups.target, reduction="none")).sum()
+        for temperature in torch.logspace(-1, 2, 31, dtype=torch.float64)
+    ]
+    return float(torch.stack(losses).min() / weights.sum())
 
 
 def gather_biases(rows: Rows, picked: Tensor, device: torch.device) -> list[Tensor]:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from torch import Tensor
-
-from surgeon.data import Data, extract
+from surgeon.data import Data
 from surgeon.edit import Edit
-from surgeon.errors import IncompatibleError
-from surgeon.methods.base import Method, Progress, new_edit, select_accuracy
+from surgeon.methods.base import Method, Progress, new_edit
+from surgeon.methods.refit import STRENGTHS, refit_head
 from surgeon.subject import Subject
 
 
@@ -31,51 +24,9 @@ class DFR(Method):
 
     name: ClassVar[str] = "dfr"
 
-    strengths: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+    strengths: tuple[float, ...] = STRENGTHS
     """Values of C, the inverse penalty on standardised features."""
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Fit one logistic regression per strength and keep the best on select rows."""
-        groups = data.fit.groups
-        x = extract(subject, data.fit).features.double()
-        select = extract(subject, data.select).features.double()
-        weights = (1 / groups.counts().double()[groups.index]).numpy()
-        mean, scale = x.mean(0), x.std(0, correction=0)
-        scale = torch.where(scale > 1e-8 * scale.max(), scale, 1.0)
-        best, chosen = -1.0, None
-        model = LogisticRegression(max_iter=500, warm_start=True)
-        for strength in self.strengths:
-            model.set_params(C=strength)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                model.fit(
-                    (x - mean) / scale, groups.target.numpy(), weights * len(x) / weights.sum()
-                )
-            head = _head(model, subject.num_classes, mean, scale)
-            accuracy = select_accuracy(select @ head[0].T + head[1], data.select.groups)
-            if accuracy > best:
-                best, chosen = accuracy, head
-        assert chosen is not None
-        if subject.head.bias is None:
-            raise IncompatibleError(
-                f"{subject.head_name}: has no additive term, which last-layer retraining needs"
-            )
-        names = (f"{subject.head_name}.weight", f"{subject.head_name}.bias")
-        updates = {n: value.float() for n, value in zip(names, chosen, strict=True)}
-        return new_edit(subject, self.name, updates=updates)
-
-
-def _head(
-    model: LogisticRegression, num_classes: int, mean: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fold the standardisation in; a class without rows gets no chance."""
-    weight = torch.zeros(num_classes, len(mean), dtype=torch.float64)
-    # Far below any logit that a standardised linear model gives, and finite for softmax.
-    bias_term = torch.full((num_classes,), -1e4, dtype=torch.float64)
-    coef, intercept = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
-    if len(coef) == 1:  # two classes share one separating plane
-        coef, intercept = np.vstack([-coef, coef]) / 2, np.hstack([-intercept, intercept]) / 2
-    classes = torch.from_numpy(np.asarray(model.classes_)).long()
-    weight[classes] = torch.from_numpy(coef) / scale
-    bias_term[classes] = torch.from_numpy(intercept) - weight[classes] @ mean
-    return weight, bias_term
+        return new_edit(subject, self.name, updates=refit_head(subject, data, self.strengths))

@@ -6,37 +6,45 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from surgeon.data import Data
+from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import OptionError
-from surgeon.gates import unit_sites, weight_sites
-from surgeon.methods.base import Method, Progress, new_edit, with_erasure, with_recalibration
+from surgeon.gates import GateSite, unit_sites, weight_sites
+from surgeon.methods.base import (
+    Method,
+    Progress,
+    device_changes,
+    new_edit,
+    select_loss,
+    with_erasure,
+    with_recalibration,
+)
+from surgeon.methods.refit import STRENGTHS, refit_head
 from surgeon.methods.search import Recipe, Search
 from surgeon.subject import Subject
 
 Mode = Literal["unstructured", "structured"]
 
 
-_DEFAULT: dict[str, Recipe] = {
-    "unstructured": Recipe(
-        gamma=0.5,
-        lr=2e-2,
-        epochs=80,
-        batch_size=50,
-        cosine=True,
-        initial=0.02,
-        hard=True,
-        head_steps=3,
-    ),
-    # Units are few: a bias term costs accuracy that the erasure does not, and gates that start far
-    # from closing drop only what the task never misses.
-    "structured": Recipe(gamma=0.0, lr=5e-2, epochs=20, batch_size=50, initial=2.0, patience=0),
-}
+_DEFAULT = Recipe(
+    gamma=0.5,
+    lr=2e-2,
+    epochs=40,
+    batch_size=50,
+    batches=16,
+    cosine=True,
+    initial=0.1,
+    hard=True,
+    head_lr=1e-2,
+    head_steps=3,
+)
+# Units closed by the structured search.
+_UNITS_OFF = 0.3
 _PAPER = Recipe(
     gamma=10,
     lr=1e-3,
     epochs=200,
-    refit_head=True,
+    refit_bias_head=True,
     standardise=False,
     batch_statistics=False,
     own_output=True,
@@ -64,8 +72,11 @@ class FFW(Method):
     Source:
         Nahon and others, Debiasing surgeon: fantastic weights and how to find them, ECCV 2024.
         `recipe="paper"` follows its text. By default gates are hard with a pass-through gradient,
-        BatchNorm uses batch statistics and is recalibrated, the latest epoch within one standard
-        error of the best on select rows is kept, and a closed-form erasure is folded into the head.
+        the head is trained beside them, BatchNorm uses batch statistics and is recalibrated, the
+        epoch of least objective on select rows is kept, and a closed-form erasure is folded into
+        the head. Structured masks close 30 % of the units on the way and mask single weights of
+        the others too. Where a new head on the unmasked encoder has the smaller loss on select
+        rows, that is the edit, and it has no mask, unless gamma was given.
     """
 
     name: ClassVar[str] = "ffw"
@@ -88,6 +99,8 @@ class FFW(Method):
     """Carry recalibrated BatchNorm statistics (paper: no)."""
     erase_head: bool | None = None
     """Fold the closed-form erasure into the head (paper: no)."""
+    refit_head: bool = False
+    """End with last-layer retraining on the masked features."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,7 +122,13 @@ class FFW(Method):
 
     def settings(self) -> Recipe:
         """Return the recipe with this configuration's own values put in."""
-        recipe = _PAPER if self.recipe == "paper" else _DEFAULT[self.mode]
+        recipe = _PAPER if self.recipe == "paper" else _DEFAULT
+        if self.recipe == "default" and self.mode == "structured":
+            recipe = replace(recipe, units_off=_UNITS_OFF)
+        if self.gate_head:
+            recipe = replace(recipe, head_lr=None)
+        if self.batch_size is not None:
+            recipe = replace(recipe, batches=1)
         given = {
             name: value
             for name in (
@@ -128,15 +147,38 @@ class FFW(Method):
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Search the mask on fit rows, choose on select rows, and finish the edit."""
         settings = self.settings()
-        if self.mode == "structured":
-            sites = unit_sites(subject, own_output=settings.own_output)
-        else:
-            sites = weight_sites(subject, gate_head=self.gate_head)
-        search = Search(subject, data, sites, settings, seed=self.seed)
+        search = Search(subject, data, self._sites(subject, settings), settings, seed=self.seed)
         search.run(progress)
-        edit = new_edit(subject, self.name, masks=search.gates.masks(), units=search.gates.units())
+        edit = new_edit(
+            subject,
+            self.name,
+            masks=search.gates.masks(),
+            units=search.gates.units(),
+            updates=search.trained_head(),
+        )
         if settings.recalibrate:
             edit = with_recalibration(subject, data, edit, seed=self.seed, balance=settings.balance)
+        if self.refit_head:
+            overrides = device_changes(subject, edit)
+            edit = replace(edit, updates=refit_head(subject, data, STRENGTHS, overrides=overrides))
+        if settings.keep_best and self.gamma is None and subject.head.bias is not None:
+            edit = self._better(subject, data, edit)
         if settings.erase_head:
             edit = with_erasure(subject, data, edit)
         return edit
+
+    def _sites(self, subject: Subject, settings: Recipe) -> list[GateSite]:
+        if self.mode == "unstructured":
+            return weight_sites(subject, gate_head=self.gate_head)
+        units = unit_sites(subject, own_output=settings.own_output)
+        return units if settings.units_off is None else [*weight_sites(subject), *units]
+
+    def _better(self, subject: Subject, data: Data, masked: Edit) -> Edit:
+        """Return the masked network, or a new head alone if its loss on select rows is smaller."""
+        alone = new_edit(subject, self.name, updates=refit_head(subject, data, STRENGTHS))
+
+        def loss(edit: Edit) -> float:
+            outputs = extract(subject, data.select, overrides=device_changes(subject, edit))
+            return select_loss(outputs.logits, data.select.groups)
+
+        return alone if loss(alone) < loss(masked) else masked

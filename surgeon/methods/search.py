@@ -1,4 +1,4 @@
-"""The search for a mask over frozen weights: gates, bias heads, temperature, choice of epoch."""
+"""The search for a mask over frozen weights: gates, head, bias heads, choice of epoch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from torch.nn.functional import cross_entropy
 from surgeon.bias_head import BiasHead
 from surgeon.data import Data, Outputs, extract
 from surgeon.gates import Gates, GateSite
-from surgeon.methods.base import Progress, gather_biases, select_accuracy
+from surgeon.methods.base import Progress, gather_biases, select_accuracy, select_loss
+from surgeon.methods.closing import UnitClosing
 from surgeon.mutual_information import mutual_information
-from surgeon.recalibrate import batch_statistics, recalibrate
+from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject
+
+# BatchNorm needs some rows for its statistics.
+_LEAST_BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +35,21 @@ class Recipe:
     epochs: int
     """At most this many."""
     batch_size: int = 100
+    batches: int = 1
+    """Batches of an epoch at least: few rows come in smaller batches."""
     initial: float = 0.0
     """Gate logit at the start."""
+    head_lr: float | None = None
+    """Adam step on the head, trained beside the gates; None leaves the head as it is."""
+    units_off: float | None = None
+    """Share of whole units to close on the way; None gates no units beside the weights."""
     cosine: bool = False
     """Let the step size fall to zero along a half cosine."""
     hard: bool = False
     """0/1 gates in the forward pass instead of soft ones."""
     head_steps: int = 1
     """Bias-head steps per batch."""
-    refit_head: bool = False
+    refit_bias_head: bool = False
     """Refit the bias head on cached features before every epoch."""
     standardise: bool = True
     """Scale features for the bias head."""
@@ -56,7 +66,7 @@ class Recipe:
     agreement: float = 0.999
     """Stop when soft and hard predictions agree on this share of select rows."""
     keep_best: bool = True
-    """Return the latest epoch within one standard error of the best on select rows."""
+    """Return the epoch of least objective on select rows instead of the last."""
     balance: str = "groups"
     """Draw groups equally often, or rows as they come."""
     recalibrate: bool = True
@@ -64,7 +74,7 @@ class Recipe:
 
 
 class Search:
-    """The state of one search: gates, bias heads, optimiser, temperature."""
+    """The state of one search: gates, head, bias heads, optimiser, temperature."""
 
     def __init__(
         self,
@@ -77,11 +87,35 @@ class Search:
     ) -> None:
         self.subject, self.data, self.settings, self.seed = subject, data, settings, seed
         self.gates = Gates(subject, sites, initial=settings.initial, hard=settings.hard)
-        self.optimiser = torch.optim.Adam(self.gates.logits, lr=settings.lr, fused=True)
+        self.batch_size = _batch_size(len(data.fit), settings)
         self.generator = torch.Generator().manual_seed(seed)
+        self.head = self._trained_head()
         self.heads = self._new_heads()
+        self._batches = max(1, -(-len(data.fit) // self.batch_size))
+        moved, closed = self._split_gates()
+        self.closing = UnitClosing(closed, settings.units_off or 0.0) if closed else None
+        groups = [{"params": moved, "lr": settings.lr}]
+        if self.head:
+            groups.append({"params": [*self.head.values()], "lr": settings.head_lr})
+        self.optimiser = torch.optim.Adam(groups, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._pace)
         self._best_objective, self._waited = float("inf"), 0
         self._steps = 0
+
+    def _split_gates(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Tell gates that the optimiser moves from unit gates that are closed one by one."""
+        pairs = list(zip(self.gates.sites, self.gates.logits, strict=True))
+        if self.settings.units_off is None:
+            return [logit for _, logit in pairs], []
+        whole = [logit for site, logit in pairs if site.folds[0].dim is None]
+        return whole, [logit for site, logit in pairs if site.folds[0].dim is not None]
+
+    def _trained_head(self) -> dict[str, Tensor]:
+        if self.settings.head_lr is None:
+            return {}
+        tensors = self.subject.tensors()
+        names = (f"{self.subject.head_name}.{part}" for part in ("weight", "bias"))
+        return {n: tensors[n].detach().clone().requires_grad_() for n in names if n in tensors}
 
     def _new_heads(self) -> list[BiasHead]:
         groups = self.data.fit.groups
@@ -99,10 +133,19 @@ class Search:
         for head, bias in zip(heads, labels, strict=True):
             head.fit(features, bias, generator=self.generator)
 
+    def _pace(self, step: int) -> float:
+        """Return the share of the step size that is left after some steps."""
+        if not self.settings.cosine:
+            return 1.0
+        return (1 + math.cos(math.pi * self._passed(step))) / 2
+
+    def _passed(self, step: int) -> float:
+        return min(1.0, step / (self._batches * self.settings.epochs))
+
     def step(
         self, x: Tensor, target: Tensor, biases: list[Tensor], buffers: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Take one gate step and the bias heads' steps on one batch.
+        """Take one step of gates and head, and the bias heads' steps, on one batch.
 
         Args:
             x: `[n, 3, H, W]` images.
@@ -113,27 +156,24 @@ class Search:
         Returns:
             Cross-entropy and mean normalised mutual information, scalars without gradient.
         """
-        features, logits = self.subject.forward(x, {**self.gates.overrides(), **buffers})
+        overrides = {**self.gates.overrides(), **self.head, **buffers}
+        features, logits = self.subject.forward(x, overrides)
         task = cross_entropy(logits, target)
         information = self._information(features, biases)
         loss = task + self.settings.gamma * information
         # A layer that the forward pass never calls has gradient zero.
-        grads = torch.autograd.grad(loss, self.gates.logits, materialize_grads=True)
-        for logit, grad in zip(self.gates.logits, grads, strict=True):
-            logit.grad = grad
-        if self.settings.cosine:
-            self._slow_down()
+        learned = [*self.gates.logits, *self.head.values()]
+        grads = torch.autograd.grad(loss, learned, materialize_grads=True)
+        for value, grad in zip(learned, grads, strict=True):
+            value.grad = grad
         self.optimiser.step()
+        self.schedule.step()
+        self._steps += 1
+        if self.closing:
+            self.closing.step(self._passed(self._steps))
         for head, bias in zip(self.heads, biases, strict=True):
             head.step(features, bias, times=self.settings.head_steps)
         return task.detach(), information.detach()
-
-    def _slow_down(self) -> None:
-        batches = max(1, -(-len(self.data.fit) // self.settings.batch_size))
-        share = min(1.0, self._steps / (batches * self.settings.epochs))
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.lr * (1 + math.cos(math.pi * share)) / 2
-        self._steps += 1
 
     def _information(self, features: Tensor, biases: list[Tensor]) -> Tensor:
         terms = [
@@ -144,24 +184,23 @@ class Search:
 
     def run(self, progress: Progress | None) -> None:
         """Search until soft and hard agree or the epochs are used up."""
-        kept, start = self.gates.snapshot(), time.perf_counter()
+        kept, best, start = self._snapshot(), float("inf"), time.perf_counter()
         select = self.data.select
-        # All gates open: no mask at all is a candidate too.
-        best = select_accuracy(self._folded().logits, select.groups)
+        if not self.closing:  # all gates open: no mask at all is a candidate too
+            best = self._objective(extract(self.subject, select))
         for epoch in range(1, self.settings.epochs + 1):
-            if self.settings.refit_head and epoch > 1:
+            if self.settings.refit_bias_head and epoch > 1:
                 outputs = extract(self.subject, self.data.fit, overrides=self._now())
                 self._fit_heads(self.heads, outputs.features.to(self.subject.device))
             task, information, buffers = self._epoch()
-            folded = soft = self._folded()
+            folded = soft = self._hard(buffers)
             if not self.settings.hard:
                 soft = extract(self.subject, select, overrides={**self._now(), **buffers})
-            accuracy = select_accuracy(folded.logits, select.groups)
+            objective = self._objective(folded)
             same = folded.logits.argmax(1) == soft.logits.argmax(1)
             agreement = float(same.float().mean())
-            best = max(best, accuracy)
-            if accuracy >= best - self._standard_error(best):
-                kept = self.gates.snapshot()
+            if objective <= best and (self.closing is None or self.closing.finished):
+                kept, best = self._snapshot(), objective
             if progress:
                 each = (time.perf_counter() - start) / epoch
                 progress(
@@ -172,7 +211,8 @@ class Search:
                         "temperature": 0.0 if self.settings.hard else self.gates.temperature,
                         "task_loss": task,
                         "mutual_information": information,
-                        "select_balanced_accuracy": accuracy,
+                        "select_objective": objective,
+                        "select_balanced_accuracy": select_accuracy(folded.logits, select.groups),
                         "agreement": agreement,
                         "sparsity": self.gates.sparsity(),
                         "seconds_left": each * (self.settings.epochs - epoch),
@@ -184,14 +224,24 @@ class Search:
                 break
             self._anneal(self._objective(soft))
         if self.settings.keep_best:
-            self.gates.restore(kept)
+            self._restore(kept)
 
-    def _standard_error(self, accuracy: float) -> float:
-        """Of a balanced accuracy on the select rows: differences below it are noise."""
-        return math.sqrt(accuracy * (1 - accuracy) / len(self.data.select))
+    def _snapshot(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return self.gates.snapshot(), {n: t.detach().clone() for n, t in self.head.items()}
+
+    @torch.no_grad()
+    def _restore(self, kept: tuple[list[Tensor], dict[str, Tensor]]) -> None:
+        self.gates.restore(kept[0])
+        for name, value in self.head.items():
+            value.copy_(kept[1][name])
+
+    def trained_head(self) -> dict[str, Tensor]:
+        """Return the head's trained parameters by name, on the CPU; empty if it was left alone."""
+        return {name: value.detach().cpu() for name, value in self.head.items()}
 
     def _now(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.gates.overrides().items()}
+        now = {**self.gates.overrides(), **self.head}
+        return {name: value.detach() for name, value in now.items()}
 
     def _epoch(self) -> tuple[float, float, dict[str, Tensor]]:
         """Run one pass over the fit rows; return mean losses and the running buffers."""
@@ -203,9 +253,7 @@ class Search:
     def _pass(self, buffers: dict[str, Tensor]) -> tuple[float, float]:
         rows, device = self.data.fit, self.subject.device
         sums, count = torch.zeros(2, device=device), 0
-        for picked, x in rows.epoch(
-            self.settings.batch_size, self.generator, self.settings.balance
-        ):
+        for picked, x in rows.epoch(self.batch_size, self.generator, self.settings.balance):
             target = rows.groups.target[picked].to(device)
             sums += len(picked) * torch.stack(
                 self.step(x, target, gather_biases(rows, picked, device), buffers)
@@ -214,25 +262,19 @@ class Search:
         task, information = (sums / count).tolist()
         return task, information
 
-    def _folded(self) -> Outputs:
-        """Run the network as it would be exported, masks hard and settled, on select rows."""
-        frozen, settings = self.gates.frozen(), self.settings
-        settled: dict[str, Tensor] = {}
-        if settings.recalibrate:
-            settled = recalibrate(
-                self.subject, self.data.fit, frozen, seed=self.seed, balance=settings.balance
-            )
-        on_device = {n: t.to(self.subject.device) for n, t in settled.items()}
-        return extract(self.subject, self.data.select, overrides={**frozen, **on_device})
+    def _hard(self, buffers: dict[str, Tensor]) -> Outputs:
+        """Run the network with hard masks and the epoch's statistics on select rows."""
+        head = {name: value.detach() for name, value in self.head.items()}
+        overrides = {**self.gates.frozen(), **head, **buffers}
+        return extract(self.subject, self.data.select, overrides=overrides)
 
     def _objective(self, outputs: Outputs) -> float:
-        """Return the loss of the search on select rows."""
+        """Return what the search lowers, measured on select rows."""
         rows = self.data.select
         biases = gather_biases(rows, torch.arange(len(rows)), self.subject.device)
         features = outputs.features.to(self.subject.device)
         information = float(self._information(features, biases))
-        task = float(cross_entropy(outputs.logits, rows.groups.target))
-        return task + self.settings.gamma * information
+        return select_loss(outputs.logits, rows.groups) + self.settings.gamma * information
 
     def _anneal(self, objective: float) -> None:
         """Lower the temperature when the select objective has stopped falling."""
@@ -243,3 +285,8 @@ class Search:
         if self._waited > self.settings.patience:
             self.gates.temperature *= self.settings.factor
             self._best_objective, self._waited = float("inf"), 0
+
+
+def _batch_size(rows: int, settings: Recipe) -> int:
+    """Return the rows per step: as set, smaller where an epoch would have too few steps."""
+    return min(settings.batch_size, max(_LEAST_BATCH, rows // settings.batches))

@@ -20,8 +20,10 @@ _CLAIM_ROWS = 4000
 _FLAGGED = 30
 
 
-def render_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the tables of a `report.json` document, the verdict last."""
+def render_report(
+    report: Mapping[str, Any], console: Console, *, sweep: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Print the tables of a `report.json` document, those of a sweep among them, verdict last."""
     operations = report["operations"]
     before, after = operations[0], operations[-1]
     _print(console, _group_table(before["audit"], after["audit"], after["name"]))
@@ -29,6 +31,8 @@ def render_report(report: Mapping[str, Any], console: Console) -> None:
     for column, row in before["audit"]["biases"].items():
         if row["leakage"] is not None:
             _print(console, _leakage_table(column, operations), *_leakage_notes(column, operations))
+    if sweep:
+        _print(console, _sweep_table(sweep))
     for note in report["notes"]:
         console.print(Text(f"note: {note}"))
     _print(console, *_verdict_lines(report))
@@ -155,6 +159,32 @@ def _leakage_table(column: str, operations: Sequence[Mapping[str, Any]]) -> Tabl
             kinds = bias["leakage"][place]
             cells.append("-" if kinds is None else _kinds(kinds))
         table.add_row(operation["name"], *cells)
+    return table
+
+
+def _sweep_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
+    """Show what each setting pays in accuracy, and what leakage it gets for that."""
+    field = next(iter(sweep[0]))
+    columns = list(sweep[0]["select"]["biases"])
+    table = new_table(
+        f"{field}: accuracy and leakage of the logits (linear), %, select rows",
+        field,
+        "worst\ngroup",
+        "balanced",
+        "mutual\ninformation",
+        *(f"leakage\n{column}" for column in columns),
+        "sparsity",
+    )
+    for record in sweep:
+        seen = record["select"]
+        leaks = [seen["biases"][column]["leakage"] for column in columns]
+        table.add_row(
+            f"{record[field]:g}" + ("" if record["masked"] else " (no mask)"),
+            *(percent(seen[name]) for name in AVERAGES[:2]),
+            f"{record['mutual_information']:.3f}",
+            *("-" if leak is None else percent(leak["logits"]["linear"]) for leak in leaks),
+            percent(record["sparsity"]["gated"]),
+        )
     return table
 
 

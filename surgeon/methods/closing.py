@@ -1,0 +1,81 @@
+"""Close whole units during a search: the least needed first, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# The running mean of a unit's need forgets with this factor per step.
+_MEMORY = 0.99
+# No layer loses more than this share of its units.
+_MOST = 0.6
+# Units close between these shares of the search.
+_FIRST, _LAST = 0.1, 0.5
+
+
+class UnitClosing:
+    """Close a share of the units between a tenth and a half of a search.
+
+    A unit's need is the running mean of the squared gradient of the objective by its gate, which
+    is the squared first-order change of the objective when the unit goes. A closed unit stays
+    closed, and what is left has the rest of the search to make up for it.
+
+    Args:
+        logits: `[U]` gate logits per module, all open; their `grad` is read, their values are set.
+        share: Of all units, to be closed at the end.
+
+    Source:
+        Molchanov and others, Importance estimation for neural network pruning, CVPR 2019, eq. 8,
+        for gates. The running mean and the schedule are ours.
+    """
+
+    def __init__(self, logits: Sequence[Tensor], share: float) -> None:
+        self.logits, self.share = tuple(logits), share
+        self.needs = [torch.zeros_like(logit, requires_grad=False) for logit in self.logits]
+        self._total = sum(logit.numel() for logit in self.logits)
+
+    @torch.no_grad()
+    def step(self, progress: float) -> None:
+        """Take in the gradients of one batch and close what is due.
+
+        Args:
+            progress: Share of the search that has passed.
+        """
+        if progress > _LAST:
+            return
+        for need, logit in zip(self.needs, self.logits, strict=True):
+            if logit.grad is not None:
+                need.mul_(_MEMORY).add_(logit.grad.square())
+        due = self.share * min(1.0, max(0.0, (progress - _FIRST) / (_LAST - _FIRST)))
+        closed = sum(int((logit < 0).sum()) for logit in self.logits)
+        for _ in range(int(due * self._total) - closed):
+            if not self._close_one():
+                return
+
+    @property
+    def finished(self) -> bool:
+        """Whether the share is reached, or no unit is left that may go."""
+        closed = sum(int((logit < 0).sum()) for logit in self.logits)
+        return closed >= int(self.share * self._total) or self._least() is None
+
+    def _close_one(self) -> bool:
+        least = self._least()
+        if least is not None:
+            layer, unit = least
+            self.logits[layer][unit] = -1.0
+        return least is not None
+
+    def _least(self) -> tuple[int, int] | None:
+        """Find the open unit of least need, among layers that may lose another."""
+        best, found = float("inf"), None
+        for layer, (need, logit) in enumerate(zip(self.needs, self.logits, strict=True)):
+            open_units = logit >= 0
+            if int((~open_units).sum()) + 1 > _MOST * len(logit):
+                continue
+            values = torch.where(open_units, need, float("inf"))
+            value, unit = values.min(0)
+            if float(value) < best:
+                best, found = float(value), (layer, int(unit))
+        return found

@@ -1,0 +1,60 @@
+"""What a reader has to be told beside the figures: one sentence each, every number measured."""
+
+from __future__ import annotations
+
+from surgeon.audit import Audit
+from surgeon.edit import Edit
+from surgeon.groups import Groups
+from surgeon.verdict import Verdict
+
+
+def no_mask(edit: Edit) -> tuple[str, ...]:
+    """Say so where a mask was looked for and none is in the edit."""
+    if edit.masks or edit.units:
+        return ()
+    return (
+        "no mask: on select rows a new head alone has the smaller loss, so only the head changes",
+    )
+
+
+def bound_targets(groups: Groups) -> tuple[str, ...]:
+    """Name targets that occur with one value of a bias only, where the rows hold others.
+
+    Such a target may be told by the bias alone, and nothing in the rows can tell the two apart.
+    """
+    found = []
+    for k in groups.fitted:
+        if int(groups.biases[:, k].unique().numel()) < 2:
+            continue
+        for target, name in enumerate(groups.target_names):
+            rows = groups.biases[groups.target == target, k]
+            if len(rows) and int(rows.unique().numel()) == 1:
+                column, value = groups.columns[k], groups.value_names[k][int(rows[0])]
+                found.append(
+                    f"target '{name}': all {len(rows)} fit rows have {column} '{value}', so what "
+                    f"removes {column} may remove what tells '{name}'"
+                )
+    return tuple(found)
+
+
+def cost(vanilla: Audit, edited: Audit, verdict: Verdict) -> tuple[str, ...]:
+    """Say what accuracy was paid for which leakage, where the balanced accuracy fell for sure."""
+    if not verdict.balanced.below:
+        return ()
+    fell = f"{100 * vanilla.balanced_accuracy:.1f} to {100 * edited.balanced_accuracy:.1f} %"
+    sentences = []
+    for before, after in zip(vanilla.biases, edited.biases, strict=True):
+        old, new = _logits(before.leakage), _logits(after.leakage)
+        if before.fitted and old is not None and new is not None:
+            sentences.append(
+                f"a trade: balanced accuracy went from {fell}, and the linear leakage of "
+                f"'{before.column}' from the logits from {100 * old:.1f} to {100 * new:.1f} % "
+                f"(chance {100 * before.chance:.1f}); --sweep gamma=... shows the way between"
+            )
+    return tuple(sentences)
+
+
+def _logits(leakage: object) -> float | None:
+    kinds = leakage["logits"] if isinstance(leakage, dict) else None
+    score = kinds["linear"] if kinds else None
+    return None if score is None else score.accuracy

@@ -1,0 +1,59 @@
+"""What the report says where removing the bias must cost accuracy, and where it need not."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from surgeon.measure import Measures
+from surgeon.methods import FFW
+from surgeon.operate import operate
+from surgeon.remarks import bound_targets
+from surgeon.report import render_report
+
+MEASURES = Measures(mlp=False)
+
+
+def test_a_target_that_is_the_bias_is_named_before_anything_is_removed(planted, toy):
+    (sentence,) = bound_targets(planted.data.fit.groups)
+    count = int((planted.data.fit.groups.target == 2).sum())
+    assert sentence.startswith(f"target '2': all {count} fit rows have bias '2'")
+    assert bound_targets(toy.data.fit.groups) == ()
+    audited = replace(planted.data.fit.groups, audited=("bias",))
+    assert bound_targets(audited) == ()
+
+
+def test_the_trade_is_told_with_its_figures(planted, toy):
+    done = operate(planted.subject, planted.data, FFW(epochs=2), measures=MEASURES)
+    told = [note for note in done.report.notes if note.startswith("a trade: ")]
+    before, after = (done.report.operations[i].audit for i in (0, -1))
+    assert len(told) == 1
+    for audit in (before, after):
+        assert f"{100 * audit['balanced_accuracy']:.1f}" in told[0]
+        assert f"{100 * audit['biases']['bias']['leakage']['logits']['linear']:.1f}" in told[0]
+    assert after["balanced_accuracy"] < before["balanced_accuracy"] - 0.1
+    free = operate(toy.subject, toy.data, FFW(epochs=8), measures=MEASURES)
+    assert not [note for note in free.report.notes if note.startswith("a trade: ")]
+
+
+def test_the_curve_over_gamma_pays_accuracy_for_information(planted):
+    done = operate(
+        planted.subject,
+        planted.data,
+        FFW(epochs=10, erase_head=False),
+        measures=MEASURES,
+        sweep={"gamma": [0.0, 3.0, 30.0]},
+    )
+    known = [record["mutual_information"] for record in done.report.sweep]
+    scores = [record["select"]["balanced_accuracy"] for record in done.report.sweep]
+    assert known[0] > known[1] > known[2]
+    assert scores[0] > scores[2] + 0.1
+    # What was given is what is shown: no setting is replaced by a new head alone.
+    assert all(record["masked"] for record in done.report.sweep)
+    console = Console(width=80, record=True, file=io.StringIO())
+    render_report(done.report.to_json(), console, sweep=done.report.sweep)
+    shown = console.export_text()
+    assert all(f"{100 * score:.1f}" in shown for score in scores)
+    assert all(f"{value:.3f}" in shown for value in known)
