@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from surgeon_cli import _options as opt
-from surgeon_cli._console import print_json, result_console
+from surgeon_cli._console import Progress, print_json, result_console
 from surgeon_cli._errors import reports_errors
 
+if TYPE_CHECKING:
+    from surgeon.benchmarks.protocol import Setting
+
 bench = typer.Typer(no_args_is_help=True, help="Repeat the measurements of the documentation.")
+
+_SEEDS = 3
+_INTERRUPTED = 3
+_MNIST = "needs MNIST under SURGEON_DATA"
+_CIFAR = "needs CIFAR-10 under SURGEON_DATA"
+# Name to what it is and the correlation it runs at; None where that cannot be chosen.
+_BENCHMARKS: dict[str, tuple[str, float | None]] = {
+    "biased-mnist": (f"Digits on coloured grounds; {_MNIST}.", 0.99),
+    "multi-color-mnist": (f"Digits on grounds of two colours, two biases; {_MNIST}.", None),
+    "colored-mnist": (f"Coloured digits, the LfF palette; {_MNIST}.", 0.95),
+    "colored-mnist-lnl": (f"Coloured digits with a spread of colours, as LNL; {_MNIST}.", 1.0),
+    "corrupted-cifar10": (f"Photographs with a corruption for each class; {_CIFAR}.", 0.95),
+    "cifar10s": (f"Photographs in colour or grey; {_CIFAR}.", 0.95),
+    "digits": ("The demo's coloured digits, on small networks of every kind; needs no data.", 0.97),
+}
+
+_Rho = Annotated[
+    float | None, typer.Option(help="Share of training rows that follow the shortcut.")
+]
+_Seeds = Annotated[
+    int | None, typer.Option(min=1, help=f"Seeds 0, 1, ...; default: {_SEEDS} of them.")
+]
+_Seed = Annotated[int | None, typer.Option(min=0, help="This seed alone.")]
+_Scale = Annotated[str, typer.Option(help="small or paper.")]
+_Net = Annotated[str | None, typer.Option(help="A timm network instead of the benchmark's own.")]
+_Rows = Annotated[
+    int | None, typer.Option(min=1, help="Labelled rows, for fit and select together.")
+]
+_LabelRho = Annotated[
+    float | None,
+    typer.Option(help="Share of labelled rows that follow the shortcut; default: unbiased."),
+]
+_Operation = Annotated[
+    list[str], typer.Option(help="ffw, ffw-structured, ffw-refit or ffw-paper; repeatable.")
+]
+_Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Epochs of anything at most, for a trial.")
+]
+_Out = Annotated[Path, typer.Option(help="Folder for networks, data and results.")]
 
 
 @bench.command()
@@ -34,27 +77,115 @@ def step(
         render_step_times(times, result_console())
 
 
-@bench.command("biased-mnist")
+@bench.command()
 @reports_errors
-def biased_mnist(
-    rho: Annotated[float, typer.Option(min=0.1, max=1.0, help="Training correlation.")] = 0.99,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for data, networks, results.")] = Path(
-        "biased-mnist"
-    ),
+def refit(device: opt.Device = "cpu", as_json: opt.Json = False) -> None:
+    """Time a refit of the published recipe's bias head, on cached features and through the net."""
+    from dataclasses import asdict
+
+    from surgeon.benchmarks.refit_time import measure_refit_time
+    from surgeon.report import render_refit_time
+
+    times = asdict(measure_refit_time(device=device))
+    if as_json:
+        print_json(times)
+    else:
+        render_refit_time(times, result_console())
+
+
+@bench.command()
+@reports_errors
+def table(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of results, or of runs; default: bench.", show_default=False),
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Run every operation on Biased MNIST at 14 x 14; needs MNIST under SURGEON_DATA."""
-    import sys
+    """Show finished results as Markdown; those of runs with --epochs are left out."""
+    from surgeon import ArtefactError
+    from surgeon.benchmarks.files import read_results
 
-    from surgeon.benchmarks.biased_mnist import run_biased_mnist
+    found = read_results(folders or [Path("bench")])
+    whole = [result for result in found if result["setting"]["epochs"] is None]
+    if len(whole) < len(found):
+        left = len(found) - len(whole)
+        Progress(quiet=False).stage(f"note: {left} results of runs with --epochs are left out")
+    if not whole:
+        raise ArtefactError("every result is of a run with --epochs; run one without")
+    _show(whole, as_json)
+
+
+def _command(name: str, own_rho: float | None) -> Callable[..., None]:
+    """Return the command that runs one benchmark."""
+
+    @reports_errors
+    def run(
+        rho: _Rho = own_rho,
+        seeds: _Seeds = None,
+        seed: _Seed = None,
+        scale: _Scale = "small",
+        net: _Net = None,
+        rows: _Rows = None,
+        label_rho: _LabelRho = None,
+        operation: _Operation = ["ffw", "ffw-structured", "ffw-paper"],  # noqa: B006
+        epochs: _Epochs = None,
+        device: opt.Device = "cpu",
+        out: _Out = Path("bench"),
+        as_json: opt.Json = False,
+        quiet: opt.Quiet = False,
+    ) -> None:
+        options = dict(locals())
+        from surgeon import OptionError
+
+        if seed is not None and seeds is not None:
+            raise OptionError("--seed and --seeds: found both, expected one")
+        chosen = [seed] if seed is not None else range(seeds or _SEEDS)
+        settings = [_setting(name, number, options) for number in chosen]
+        _show(_run(settings, options, Progress(quiet=quiet)), as_json)
+
+    return run
+
+
+for _name, (_about, _own_rho) in _BENCHMARKS.items():
+    bench.command(_name, help=_about)(_command(_name, _own_rho))
+
+
+def _setting(name: str, seed: int, options: dict[str, Any]) -> Setting:
+    from surgeon.benchmarks.protocol import Setting
+
+    fields = ("rho", "scale", "net", "rows", "label_rho")
+    return Setting(benchmark=name, seed=seed, **{field: options[field] for field in fields})
+
+
+def _run(
+    settings: Sequence[Setting], options: dict[str, Any], progress: Progress
+) -> list[dict[str, Any]]:
+    from surgeon.benchmarks.run import make_operations, run
+
+    results = []
+    try:
+        for setting in settings:
+            results += run(
+                setting,
+                options["out"],
+                make_operations(options["operation"], setting.seed),
+                device=options["device"],
+                epochs=options["epochs"],
+                progress=progress.epoch,
+                announce=progress.stage,
+            )
+    except KeyboardInterrupt:
+        progress.stage("interrupted: finished results are kept; run the command again")
+        raise typer.Exit(_INTERRUPTED) from None
+    return results
+
+
+def _show(results: Sequence[dict[str, Any]], as_json: bool) -> None:
+    from surgeon.benchmarks.published import PUBLISHED, caveat
     from surgeon.report import render_bench
 
-    runs = []
-    for seed in range(seeds):
-        print(f"rho {rho}, seed {seed}", file=sys.stderr, flush=True)
-        runs.append(run_biased_mnist(out, rho=rho, seed=seed))
     if as_json:
-        print_json({"rho": rho, "runs": runs})
+        print_json({"results": list(results)})
     else:
-        render_bench(runs, result_console())
+        print(render_bench(results, PUBLISHED, caveat))
