@@ -49,12 +49,18 @@ def fit_erasure(features: Tensor, groups: Groups, *, balance: bool = True) -> Er
     scaled = weights.sqrt()[:, None]
     centred, coded = scaled * (x - mean), scaled * (concept - weights @ concept)
     covariance = centred.T @ centred
+    spread = covariance.diagonal().clone()
     if len(x) < _ROWS_PER_FEATURE * x.shape[1]:
         rows = (centred * len(x) ** 0.5).numpy()
         share = float(ledoit_wolf_shrinkage(rows, assume_centered=True))
         level = covariance.diagonal().mean()
         covariance = (1 - share) * covariance + share * level * torch.eye(x.shape[1]).double()
-    return _edit(covariance, centred.T @ coded, mean)
+    erasure = _edit(covariance, centred.T @ coded, mean)
+    # A feature that never varies takes no part: rounding would write the bias into it.
+    dead = spread <= _RELATIVE_TOLERANCE * spread.max()
+    erasure.left[dead] = 0.0
+    erasure.right[:, dead] = 0.0
+    return erasure
 
 
 def _edit(covariance: Tensor, cross: Tensor, mean: Tensor) -> Erasure:

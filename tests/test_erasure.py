@@ -158,3 +158,17 @@ def test_a_constant_feature_and_a_bias_without_signal():
     torch.testing.assert_close(erased[:, 2], x[:, 2])
     zeros = fit_erasure(torch.zeros(300, 6), groups)(x)
     torch.testing.assert_close(zeros, x)
+
+
+@pytest.mark.parametrize("n", [100, 2000])  # shrunk, and not
+def test_a_dead_feature_stays_dead(n):
+    x, groups = planted(n, 30, (4,))
+    x[:, [3, 17]] = torch.tensor([0.0, -2.5], dtype=torch.float64)
+    erasure = fit_erasure(x.float(), groups)
+    for features in (x.float(), x):
+        erased = erasure(features)
+        assert torch.equal(erased[:, 3], features[:, 3])
+        assert torch.equal(erased[:, 17], features[:, 17])
+    z, weights = coded(groups), row_weights(groups, True)
+    left = covariance(erasure(x.float().double()), z, weights).abs().max()
+    assert left < 1e-9 * covariance(x, z, weights).abs().max()
