@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.checkpoint import write_safetensors
 from surgeon.data import Data, Rows
-from surgeon.gates import unit_sites, weight_sites
 from surgeon.groups import Groups, Labels
 from surgeon.methods import FFW
 from surgeon.methods.search import Search
@@ -25,6 +24,8 @@ from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject, load
 
 _CLASSES = 10
+# Network, side of the images, rows of a batch.
+_CASES = (("small-conv-net", 14, 100), ("resnet18", 112, 32))
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def measure_step_times(*, pairs: int = 30, device: str = "cpu") -> list[StepTime
     """
     results = []
     with TemporaryDirectory() as folder:
-        for net, size, batch in (("small-conv-net", 14, 100), ("resnet18", 112, 32)):
+        for net, size, batch in _CASES:
             subject = _subject(net, size, Path(folder), device)
             data = _data(subject, size, 2 * batch)
             for mode in ("unstructured", "structured"):
@@ -102,8 +103,8 @@ def _data(subject: Subject, size: int, rows: int) -> Data:
 
 def _time(net: str, mode: str, subject: Subject, data: Data, batch: int, pairs: int) -> StepTime:
     config = FFW(mode=mode)  # pyright: ignore[reportArgumentType]
-    sites = unit_sites(subject) if mode == "structured" else weight_sites(subject)
-    search = Search(subject, data, sites, replace(config.settings(), batch_size=batch), seed=0)
+    settings = replace(config.settings(), batch_size=batch, batches=1)
+    search = Search(subject, data, config.sites(subject), settings, seed=0)
     weights = {n: p.detach().clone().requires_grad_() for n, p in subject.net.named_parameters()}
     optimiser = torch.optim.Adam(weights.values(), lr=1e-4, fused=True)
     rows = torch.arange(batch)

@@ -35,6 +35,7 @@ class UnitClosing:
         self.logits, self.share = tuple(logits), share
         self.needs = [torch.zeros_like(logit, requires_grad=False) for logit in self.logits]
         self._total = sum(logit.numel() for logit in self.logits)
+        self._closed = 0
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
@@ -49,16 +50,13 @@ class UnitClosing:
             if logit.grad is not None:
                 need.mul_(_MEMORY).add_(logit.grad.square())
         due = self.share * min(1.0, max(0.0, (progress - _FIRST) / (_LAST - _FIRST)))
-        closed = sum(int((logit < 0).sum()) for logit in self.logits)
-        for _ in range(int(due * self._total) - closed):
-            if not self._close_one():
-                return
+        while self._closed < int(due * self._total) and self._close_one():
+            self._closed += 1
 
     @property
     def finished(self) -> bool:
         """Whether the share is reached, or no unit is left that may go."""
-        closed = sum(int((logit < 0).sum()) for logit in self.logits)
-        return closed >= int(self.share * self._total) or self._least() is None
+        return self._closed >= int(self.share * self._total) or self._least() is None
 
     def _close_one(self) -> bool:
         least = self._least()

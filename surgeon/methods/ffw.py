@@ -147,7 +147,7 @@ class FFW(Method):
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Search the mask on fit rows, choose on select rows, and finish the edit."""
         settings = self.settings()
-        search = Search(subject, data, self._sites(subject, settings), settings, seed=self.seed)
+        search = Search(subject, data, self.sites(subject), settings, seed=self.seed)
         search.run(progress)
         edit = new_edit(
             subject,
@@ -167,7 +167,9 @@ class FFW(Method):
             edit = with_erasure(subject, data, edit)
         return edit
 
-    def _sites(self, subject: Subject, settings: Recipe) -> list[GateSite]:
+    def sites(self, subject: Subject) -> list[GateSite]:
+        """List where the gates sit."""
+        settings = self.settings()
         if self.mode == "unstructured":
             return weight_sites(subject, gate_head=self.gate_head)
         units = unit_sites(subject, own_output=settings.own_output)
