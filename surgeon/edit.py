@@ -96,6 +96,11 @@ class Edit:
     """Replaced parameters by name."""
     erasure: Erasure | None = None
 
+    @property
+    def masked(self) -> bool:
+        """Whether it masks any weights or units."""
+        return bool(self.masks or self.units)
+
     def without(self, *parts: str) -> Edit:
         """Copy the edit with some of `masks`, `units`, `buffers`, `updates`, `erasure` left out."""
         empty: dict[str, Any] = {part: None if part == "erasure" else {} for part in parts}

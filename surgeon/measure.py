@@ -78,8 +78,11 @@ class Ruler:
 
     def row(self, name: str, edit: Edit, seconds: float, *, mlp: bool = False) -> Operation:
         """Measure one edit as a row of the table."""
-        audit = self.audit(edit, mlp=mlp)
-        return Operation(name, audit.to_json(), sparsity(self.subject, edit), seconds)
+        return self.describe(name, edit, self.audit(edit, mlp=mlp), seconds)
+
+    def describe(self, name: str, edit: Edit, found: Audit, seconds: float) -> Operation:
+        """Make the row of an edit that is audited already."""
+        return Operation(name, found.to_json(), sparsity(self.subject, edit), seconds)
 
     def mean_row(self, name: str, edits: Sequence[Edit], seconds: float) -> Operation:
         """Measure several edits as one row of means."""
@@ -158,15 +161,14 @@ def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
         if method.name != edit.method:
             row, audits[method.name] = _fitted_row(ruler, method)
             rows.append(row)
-    masked = bool(edit.masks or edit.units)
-    if masked:
+    if edit.masked:
         rows += _control_rows(ruler, edit, erase=complete)
     # A new head alone may be erased too: where the search found no mask.
-    if complete and (masked or (edit.erasure and edit.updates)):
+    if complete and (edit.masked or (edit.erasure and edit.updates)):
         erased = edit.erasure is not None
         other = edit.without("erasure") if erased else with_erasure(ruler.subject, ruler.data, edit)
         rows.append(ruler.row(_row_name(other), other, seconds, mlp=True))
-    exported = Operation(_row_name(edit), edited.to_json(), sparsity(ruler.subject, edit), seconds)
+    exported = ruler.describe(_row_name(edit), edit, edited, seconds)
     notes = [] if complete else ["the head has no additive term: no row with erasure, dfr or leace"]
     return Comparison((*rows, exported), vanilla, edited, tuple(notes), audits)
 
@@ -192,7 +194,7 @@ def _control_rows(ruler: Ruler, edit: Edit, *, erase: bool) -> list[Operation]:
 
 
 def _row_name(edit: Edit) -> str:
-    changed = bool(edit.masks or edit.units or edit.updates)
+    changed = edit.masked or edit.updates
     return f"{edit.method}+erase" if changed and edit.erasure else edit.method
 
 
@@ -206,8 +208,7 @@ def _fitted_row(ruler: Ruler, method: Method) -> tuple[Operation, Audit]:
     edit = method.fit(ruler.subject, ruler.data)
     seconds = time.perf_counter() - began
     found = ruler.audit(edit, mlp=ruler.measures.mlp_every_row)
-    row = Operation(method.name, found.to_json(), sparsity(ruler.subject, edit), seconds)
-    return row, found
+    return ruler.describe(method.name, edit, found, seconds), found
 
 
 def _mean(documents: Sequence[Any]) -> Any:

@@ -20,7 +20,6 @@ from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
 from surgeon.verdict import Verdict, judge
 
-Notes = tuple[str, ...]
 Announce = Callable[[str], None]
 """Takes one line about the stage that begins."""
 
@@ -119,11 +118,12 @@ def config_of(method: Method) -> dict[str, Any]:
     return config
 
 
-def _remarks(method: Method, edit: Edit, data: Data, found: Comparison, verdict: Verdict) -> Notes:
-    looked = isinstance(method, FFW)
+def _remarks(
+    method: Method, edit: Edit, data: Data, found: Comparison, verdict: Verdict
+) -> tuple[str, ...]:
     return (
         *bound_targets(data.fit.groups),
-        *(no_mask(edit) if looked else ()),
+        *(no_mask(edit) if isinstance(method, FFW) else ()),
         *cost(found.vanilla, found.edited, verdict),
     )
 
@@ -175,11 +175,10 @@ def _sweep(
         scores.append(seen.balanced_accuracy)
         fitted.append(candidate)
         sparse = asdict(sparsity(ruler.subject, candidate.edit))
-        masked = bool(candidate.edit.masks or candidate.edit.units)
         tried.append(
             {
                 name: value,
-                "masked": masked,
+                "masked": candidate.edit.masked,
                 # What the search's own bias heads read in its last epoch, fit rows.
                 "mutual_information": candidate.history[-1]["mutual_information"],
                 "sparsity": sparse,

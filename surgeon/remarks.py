@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from surgeon.audit import Audit
 from surgeon.edit import Edit
+from surgeon.findings import Places
 from surgeon.groups import Groups
 from surgeon.verdict import Verdict
 
 
 def no_mask(edit: Edit) -> tuple[str, ...]:
     """Say so where a mask was looked for and none is in the edit."""
-    if edit.masks or edit.units:
+    if edit.masked:
         return ()
     return (
         "no mask: on select rows a new head alone has the smaller loss, so only the head changes",
@@ -54,7 +55,7 @@ def cost(vanilla: Audit, edited: Audit, verdict: Verdict) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _logits(leakage: object) -> float | None:
-    kinds = leakage["logits"] if isinstance(leakage, dict) else None
+def _logits(leakage: Places | None) -> float | None:
+    kinds = leakage["logits"] if leakage else None
     score = kinds["linear"] if kinds else None
     return None if score is None else score.accuracy

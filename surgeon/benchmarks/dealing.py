@@ -112,3 +112,23 @@ def stratified_draw(target: np.ndarray, num: int, rng: np.random.Generator) -> n
         for own, size in zip(classes, quota, strict=True)
     ]
     return rng.permutation(np.concatenate(drawn))
+
+
+def draw_and_rest(
+    target: np.ndarray, drawn: int, first: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw rows within the classes, and order the others so that the first are balanced too.
+
+    Args:
+        target: `[N]` classes.
+        drawn: Rows to draw.
+        first: Rows at the start of the others that are drawn within the classes.
+        rng: Draws.
+
+    Returns:
+        The drawn positions and all others.
+    """
+    chosen = stratified_draw(target, drawn, rng)
+    others = np.setdiff1d(np.arange(len(target)), chosen)
+    core = others[stratified_draw(target[others], first, rng)]
+    return chosen, np.concatenate([core, rng.permutation(np.setdiff1d(others, core))])

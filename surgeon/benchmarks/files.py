@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -106,7 +106,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ArtefactError(
             f"{path}: cannot be read ({error}); delete it and run the benchmark again"
         ) from error
-    names = {*asdict(Setting(benchmark="", seed=0)), "epochs"}
+    names = set(setting_json(Setting(benchmark="", seed=0), None))
     if not (
         isinstance(document, dict)
         and set(_KEYS) <= set(document)

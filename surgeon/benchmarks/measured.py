@@ -62,7 +62,7 @@ def measured(
         fit = time.perf_counter() - began
         say(f"measuring on {len(data.report)} report rows")
         edits = {name: edit}
-        if edit.erasure and (edit.masks or edit.units or edit.updates):
+        if edit.erasure and (edit.masked or edit.updates):
             edits = {name: edit.without("erasure"), f"{name}+erase": edit}
         rows = [replace(row, seconds=fit) for row in measure(subject, data, edits, measures)]
     own = own_values(bench)

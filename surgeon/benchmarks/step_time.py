@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -102,9 +102,8 @@ def _data(subject: Subject, size: int, rows: int) -> Data:
 
 
 def _time(net: str, mode: str, subject: Subject, data: Data, batch: int, pairs: int) -> StepTime:
-    config = FFW(mode=mode)  # pyright: ignore[reportArgumentType]
-    settings = replace(config.settings(), batch_size=batch, batches=1)
-    search = Search(subject, data, config.sites(subject), settings, seed=0)
+    config = FFW(mode=mode, batch_size=batch)  # pyright: ignore[reportArgumentType]
+    search = Search(subject, data, config.sites(subject), config.settings(), seed=0)
     weights = {n: p.detach().clone().requires_grad_() for n, p in subject.net.named_parameters()}
     optimiser = torch.optim.Adam(weights.values(), lr=1e-4, fused=True)
     rows = torch.arange(batch)

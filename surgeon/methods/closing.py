@@ -33,7 +33,7 @@ class UnitClosing:
 
     def __init__(self, logits: Sequence[Tensor], share: float) -> None:
         self.logits, self.share = tuple(logits), share
-        self.needs = [torch.zeros_like(logit, requires_grad=False) for logit in self.logits]
+        self.needs = [torch.zeros_like(logit) for logit in self.logits]
         self._total = sum(logit.numel() for logit in self.logits)
         self._closed = 0
 

@@ -19,7 +19,7 @@ from surgeon.methods.base import (
     with_erasure,
     with_recalibration,
 )
-from surgeon.methods.refit import STRENGTHS, refit_head
+from surgeon.methods.refit import refit_head
 from surgeon.methods.search import Recipe, Search
 from surgeon.subject import Subject
 
@@ -160,7 +160,7 @@ class FFW(Method):
             edit = with_recalibration(subject, data, edit, seed=self.seed, balance=settings.balance)
         if self.refit_head:
             overrides = device_changes(subject, edit)
-            edit = replace(edit, updates=refit_head(subject, data, STRENGTHS, overrides=overrides))
+            edit = replace(edit, updates=refit_head(subject, data, overrides=overrides))
         if settings.keep_best and self.gamma is None and subject.head.bias is not None:
             edit = self._better(subject, data, edit)
         if settings.erase_head:
@@ -177,7 +177,7 @@ class FFW(Method):
 
     def _better(self, subject: Subject, data: Data, masked: Edit) -> Edit:
         """Return the masked network, or a new head alone if its loss on select rows is smaller."""
-        alone = new_edit(subject, self.name, updates=refit_head(subject, data, STRENGTHS))
+        alone = new_edit(subject, self.name, updates=refit_head(subject, data))
 
         def loss(edit: Edit) -> float:
             outputs = extract(subject, data.select, overrides=device_changes(subject, edit))

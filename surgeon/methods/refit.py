@@ -22,7 +22,7 @@ STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 def refit_head(
     subject: Subject,
     data: Data,
-    strengths: Sequence[float],
+    strengths: Sequence[float] = STRENGTHS,
     *,
     overrides: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class Search:
         *,
         seed: int,
     ) -> None:
-        self.subject, self.data, self.settings, self.seed = subject, data, settings, seed
+        self.subject, self.data, self.settings = subject, data, settings
         self.gates = Gates(subject, sites, initial=settings.initial, hard=settings.hard)
         self.batch_size = _batch_size(len(data.fit), settings)
         self.generator = torch.Generator().manual_seed(seed)
@@ -100,7 +100,6 @@ class Search:
         self.optimiser = torch.optim.Adam(groups, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._pace)
         self._best_objective, self._waited = float("inf"), 0
-        self._steps = 0
 
     def _split_gates(self) -> tuple[list[Tensor], list[Tensor]]:
         """Tell gates that the optimiser moves from unit gates that are closed one by one."""
@@ -168,9 +167,8 @@ class Search:
             value.grad = grad
         self.optimiser.step()
         self.schedule.step()
-        self._steps += 1
         if self.closing:
-            self.closing.step(self._passed(self._steps))
+            self.closing.step(self._passed(self.schedule.last_epoch))
         for head, bias in zip(self.heads, biases, strict=True):
             head.step(features, bias, times=self.settings.head_steps)
         return task.detach(), information.detach()

@@ -30,6 +30,8 @@ Caveat = Callable[[str, str], str | None]
 
 _AVERAGES = ("average", "balanced", "worst group")
 _PLACES = ("head input", "logits", "bottleneck")
+# What tells the cells of one benchmark and scale apart.
+_CELL = ("rho", "net", "rows", "label_rho", "epochs")
 # The controls of a curve would not fit beside its operations.
 _ON_CURVES = (
     *("vanilla", "leace", "dfr", "finetune", "ffw+erase", "ffw-structured+erase", "ffw-paper"),
@@ -97,8 +99,7 @@ def _section(
     parts += _curve(results, "net", "Network")
     parts += _curve(results, "rows", "Labelled rows (fit + select)")
     parts += _curve(results, "label_rho", "Share of labelled rows that follow the shortcut")
-    fields = ("rho", "net", "rows", "label_rho", "epochs")
-    for cell in grouped(results, fields).values():
+    for cell in grouped(results, _CELL).values():
         own = [row for row in published if row.rho in (None, cell[0]["setting"]["rho"])]
         parts += _cell(cell, own if is_default(cell[0]) else [])
     return "\n\n".join(parts)
@@ -132,9 +133,8 @@ def _by_rho(results: Sequence[Result], published: Sequence[Published]) -> list[s
 
 def _curve(results: Sequence[Result], field: str, title: str) -> list[str]:
     """Follow the worst group over one field of the setting, all others being equal."""
-    others = ("rho", "net", "rows", "label_rho", "epochs")
     parts = []
-    for family in grouped(results, [name for name in others if name != field]).values():
+    for family in grouped(results, [name for name in _CELL if name != field]).values():
         points = list(grouped(family, (field,)).values())
         if len(points) < 2:
             continue

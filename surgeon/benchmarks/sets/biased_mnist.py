@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from surgeon.benchmarks.colours import paint_ground
@@ -11,6 +13,17 @@ from surgeon.benchmarks.sets.parts import check_setting
 
 # From here on the network sees nothing but colour, and more passes only fit the exceptions.
 _EXTREME = 0.999
+_SMALL_TRAINING = Training(
+    optimiser="sgd",
+    lr=0.1,
+    epochs=20,
+    batch_size=128,
+    weight_decay=1e-4,
+    schedule="one-cycle",
+)
+_PAPER_TRAINING = Training(
+    optimiser="sgd", lr=0.1, epochs=80, batch_size=100, weight_decay=1e-4, schedule="steps"
+)
 
 
 def biased_mnist(setting: Setting) -> BenchSet:
@@ -30,27 +43,15 @@ def biased_mnist(setting: Setting) -> BenchSet:
     check_setting(setting)
     rho = 0.99 if setting.rho is None else setting.rho
     divided = divide_for_convolutions(setting, rho, _paint)
-    small = setting.scale == "small"
-    net = setting.net or ("surgeon_small_conv_net" if small else "surgeon_simple_conv_net")
-    training = small_training(rho) if small else PAPER_TRAINING
-    return divided.bench_set(net, training)
+    return divided.bench_set(*net_and_training(setting, rho))
 
 
-def small_training(rho: float) -> Training:
-    """Return how the small convolutional network is trained."""
-    return Training(
-        optimiser="sgd",
-        lr=0.1,
-        epochs=14 if rho >= _EXTREME else 20,
-        batch_size=128,
-        weight_decay=1e-4,
-        schedule="one-cycle",
-    )
-
-
-PAPER_TRAINING = Training(
-    optimiser="sgd", lr=0.1, epochs=80, batch_size=100, weight_decay=1e-4, schedule="steps"
-)
+def net_and_training(setting: Setting, rho: float) -> tuple[str, Training]:
+    """Return the convolutional network of a scale, and how it is trained at a correlation."""
+    if setting.scale == "paper":
+        return setting.net or "surgeon_simple_conv_net", _PAPER_TRAINING
+    epochs = 14 if rho >= _EXTREME else 20
+    return setting.net or "surgeon_small_conv_net", replace(_SMALL_TRAINING, epochs=epochs)
 
 
 def _paint(images: np.ndarray, values: np.ndarray, _: np.random.Generator) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from surgeon.benchmarks.dealing import stratified_draw
+from surgeon.benchmarks.dealing import draw_and_rest, stratified_draw
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
-from surgeon.benchmarks.sets.corrupted_cifar10 import SMALL_TRAINING, draw_and_rest
+from surgeon.benchmarks.sets.corrupted_cifar10 import SMALL_TRAINING
 from surgeon.benchmarks.sets.parts import (
     check_setting,
     fit_and_select,

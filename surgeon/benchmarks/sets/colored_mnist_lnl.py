@@ -6,7 +6,7 @@ import numpy as np
 
 from surgeon.benchmarks.colours import LNL, jitter, paint_digit
 from surgeon.benchmarks.protocol import BenchSet, Setting
-from surgeon.benchmarks.sets.biased_mnist import PAPER_TRAINING, small_training
+from surgeon.benchmarks.sets.biased_mnist import net_and_training
 from surgeon.benchmarks.sets.mnist_frames import divide_for_convolutions
 from surgeon.benchmarks.sets.parts import check_setting
 from surgeon.errors import OptionError
@@ -39,7 +39,4 @@ def colored_mnist_lnl(setting: Setting, *, variance: float = 0.02) -> BenchSet:
 
     rho = 1.0 if setting.rho is None else setting.rho
     divided = divide_for_convolutions(setting, rho, paint)
-    small = setting.scale == "small"
-    net = setting.net or ("surgeon_small_conv_net" if small else "surgeon_simple_conv_net")
-    training = small_training(rho) if small else PAPER_TRAINING
-    return divided.bench_set(net, training)
+    return divided.bench_set(*net_and_training(setting, rho))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from surgeon.benchmarks.corruptions import CORRUPTIONS, corrupt
-from surgeon.benchmarks.dealing import block_labels, block_labels_of, own_shares, stratified_draw
+from surgeon.benchmarks.dealing import (
+    block_labels,
+    block_labels_of,
+    draw_and_rest,
+    own_shares,
+    stratified_draw,
+)
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
 from surgeon.benchmarks.sets.parts import (
     check_setting,
@@ -26,6 +34,7 @@ SMALL_TRAINING = Training(
     schedule="cosine",
     augment="crop-flip",
 )
+_PAPER_TRAINING = replace(SMALL_TRAINING, epochs=200, batch_size=256)
 
 
 def corrupted_cifar10(setting: Setting) -> BenchSet:
@@ -96,34 +105,3 @@ def corrupted_cifar10(setting: Setting) -> BenchSet:
         net=setting.net or ("surgeon_cifar_resnet20" if small else "surgeon_cifar_resnet18"),
         training=SMALL_TRAINING if small else _PAPER_TRAINING,
     )
-
-
-_PAPER_TRAINING = Training(
-    optimiser="adam",
-    lr=1e-3,
-    epochs=200,
-    batch_size=256,
-    weight_decay=1e-4,
-    schedule="cosine",
-    augment="crop-flip",
-)
-
-
-def draw_and_rest(
-    target: np.ndarray, drawn: int, first: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw rows within the classes, and order the others so that the first are balanced too.
-
-    Args:
-        target: `[N]` classes.
-        drawn: Rows to draw.
-        first: Rows at the start of the others that are drawn within the classes.
-        rng: Draws.
-
-    Returns:
-        The drawn positions and all others.
-    """
-    chosen = stratified_draw(target, drawn, rng)
-    others = np.setdiff1d(np.arange(len(target)), chosen)
-    core = others[stratified_draw(target[others], first, rng)]
-    return chosen, np.concatenate([core, rng.permutation(np.setdiff1d(others, core))])
