@@ -19,58 +19,48 @@ class BiasHead:
     Args:
         features: `[N, D]`, vanilla bottleneck features; their device and width are used.
         num_values: Values B of the bias.
-        standardise: Divide features by their vanilla standard deviation first, so that one step
-            size suits every network.
 
     Source:
         FFW's privacy head (ECCV 2024). Its output size there is the number of task classes; here
         it is the number of bias values.
     """
 
-    def __init__(self, features: Tensor, num_values: int, *, standardise: bool) -> None:
+    def __init__(self, features: Tensor, num_values: int) -> None:
         width = features.shape[1]
         self.num_values = num_values
-        self.shift = features.mean(0) if standardise else torch.zeros_like(features[0])
-        # One scale for all features keeps dead ones from blowing up.
-        spread = features.var(0).mean().sqrt().clamp_min(1e-6)
-        self.scale = spread if standardise else torch.ones_like(spread)
         self.weight = torch.zeros(num_values, width, device=features.device)
         self.bias_term = torch.zeros(num_values, device=features.device)
         self._velocity = (torch.zeros_like(self.weight), torch.zeros_like(self.bias_term))
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return bias probabilities `[n, B]`, differentiable in the features."""
-        return self._logits((features - self.shift) / self.scale).softmax(1)
+        return self._logits(features).softmax(1)
 
     def _logits(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias_term, x, self.weight.T)
 
     @torch.no_grad()
-    def step(self, features: Tensor, labels: Tensor, *, times: int = 1) -> Tensor:
-        """Take SGD steps on the cross-entropy of one batch.
+    def step(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Take one SGD step on the cross-entropy of one batch.
 
         Args:
             features: `[n, D]`.
             labels: `[n]` int64, values 0..B-1.
-            times: Steps on this batch.
 
         Returns:
-            The mean cross-entropy before the last step, nats, a scalar without gradient.
+            The mean cross-entropy before the step, nats, a scalar without gradient.
         """
-        x = (features.detach() - self.shift) / self.scale
+        x = features.detach()
         truth = one_hot(labels, self.num_values).to(x)
-        loss = x.new_zeros(())
-        for _ in range(times):
-            log_p = self._logits(x).log_softmax(1)
-            loss = -(log_p * truth).sum(1).mean()
-            error = (log_p.exp() - truth) / len(x)
-            grads = (error.T @ x + _DECAY * self.weight, error.sum(0))
-            for value, velocity, grad in zip(
-                (self.weight, self.bias_term), self._velocity, grads, strict=True
-            ):
-                velocity.mul_(_MOMENTUM).add_(grad)
-                value.sub_(_LR * velocity)
-        return loss
+        log_p = self._logits(x).log_softmax(1)
+        error = (log_p.exp() - truth) / len(x)
+        grads = (error.T @ x + _DECAY * self.weight, error.sum(0))
+        for value, velocity, grad in zip(
+            (self.weight, self.bias_term), self._velocity, grads, strict=True
+        ):
+            velocity.mul_(_MOMENTUM).add_(grad)
+            value.sub_(_LR * velocity)
+        return -(log_p * truth).sum(1).mean()
 
     def fit(self, features: Tensor, labels: Tensor, *, generator: torch.Generator) -> int:
         """Train on cached features until the loss stops falling.

@@ -121,6 +121,8 @@ def _prove(base: Subject, edit: Edit, folded: Subject, folder: Path, images: Ten
         return
     probe = images[:PROBE_ROWS].cpu()
     prove(base, edit, again, probe)
+    # As others load it: with another layout the last bits differ.
+    again.net.to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         logits = again.forward(probe)[1]
     write_safetensors(folder / "report_logits.safetensors", {"logits": logits}, {"format": "pt"})

@@ -85,6 +85,29 @@ def unit_sites(subject: Subject, *, own_output: bool = False) -> list[GateSite]:
     return _found(sites)
 
 
+def bottleneck_sites(subject: Subject) -> list[GateSite]:
+    """List the site whose units are the features, one each; none where features are sums.
+
+    Closing such a unit takes its feature away. Most networks with residual connections have no
+    such site: what a block adds is one part of a feature only.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, *subject.preprocessing.input_size, generator=generator).to(subject.device)
+    tensors, half = subject.tensors(), subject.num_features // 2
+    for site in unit_sites(subject):
+        if site.shape != (subject.num_features,):
+            continue
+        keep = torch.ones(site.shape, device=subject.device)
+        keep[:half] = 0
+        closed = {f.parameter: f.scale(tensors[f.parameter], keep) for f in site.folds}
+        with torch.no_grad():
+            features, _ = subject.forward(x, closed)
+        varies = features.amax(0) > features.amin(0)
+        if not bool(varies[:half].any()) and bool(varies[half:].any()):
+            return [site]
+    return []
+
+
 def _found(sites: list[GateSite]) -> list[GateSite]:
     if not sites:
         raise IncompatibleError(
@@ -221,11 +244,14 @@ class Gates:
         self.sites = tuple(sites)
         self.hard = hard
         self.temperature = 1.0
+        self._base = subject.tensors()
+        # Laid out as the weights they multiply.
         self.logits = [
-            torch.full(site.shape, initial, device=subject.device, requires_grad=True)
+            torch.full_like(self._base[site.name], initial, requires_grad=True)
+            if site.folds[0].dim is None
+            else torch.full(site.shape, initial, device=subject.device, requires_grad=True)
             for site in self.sites
         ]
-        self._base = subject.tensors()
 
     def overrides(self, *, hard: bool | None = None) -> dict[str, Tensor]:
         """Return the gated parameters by name, differentiable in the logits.

@@ -179,8 +179,8 @@ def _sweep(
             {
                 name: value,
                 "masked": candidate.edit.masked,
-                # What the search's own bias heads read in its last epoch, fit rows.
-                "mutual_information": candidate.history[-1]["mutual_information"],
+                # As the search saw it in its last epoch, fit rows.
+                "bias_term": candidate.history[-1]["bias_term"],
                 "sparsity": sparse,
                 "select": seen.to_json(),
             }

@@ -150,8 +150,11 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def freeze(net: nn.Module) -> nn.Module:
-    """Switch off gradients and training behaviour, in place; return the network."""
-    return net.eval().requires_grad_(False)
+    """Switch off gradients and training behaviour, in place; return the network.
+
+    Kernels are laid out channels last, which convolutions are fastest in, on CPU and GPU.
+    """
+    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def find_head(net: nn.Module, input_size: Iterable[int]) -> str:

@@ -213,4 +213,4 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def always_masked(monkeypatch):
     """Keep the mask of a search that is too short to beat a new head alone."""
-    monkeypatch.setattr(FFW, "_better", lambda self, subject, data, masked: masked)
+    monkeypatch.setattr(FFW, "_with_best_head", lambda self, subject, data, masked, _: masked)

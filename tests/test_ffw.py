@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from surgeon.data import extract
+from surgeon.dependence import scatter
 from surgeon.gates import weight_sites
 from surgeon.methods import DFR, FFW
 from surgeon.methods.base import device_changes, new_edit, with_erasure, with_recalibration
+from surgeon.methods.refit import with_new_head
 from surgeon.methods.search import Search
 from surgeon.metrics import group_accuracies
-from surgeon.mutual_information import mutual_information
 from surgeon.probes import Prober
 from surgeon.surgery import apply, sparsity
 
@@ -62,7 +63,7 @@ def test_the_lean_goes_and_the_task_stays(toy, mode):
     assert 0.42 < logits < 0.58
     counted = sparsity(toy.subject, edit)
     assert 0.1 < counted.gated < 0.9
-    assert (counted.units is None) == (mode == "unstructured")
+    assert counted.units == pytest.approx({"unstructured": 0.7, "structured": 0.4}[mode], abs=0.05)
     assert set(edit.buffers) == {
         f"features.{i}.{kind}" for i in (1, 5, 9) for kind in ("running_mean", "running_var")
     }
@@ -92,12 +93,11 @@ def test_the_published_recipe_moves_its_gates(toy, mode):
     assert not edit.buffers
     assert edit.erasure is None
     assert len(records) <= 3
-    assert all(0 <= r["mutual_information"] <= 1 for r in records)
+    assert all(0 <= r["bias_term"] <= 1 for r in records)
     assert records[-1]["sparsity"] == sparsity(toy.subject, edit).gated
     settings = method.settings()
     assert (settings.gamma, settings.lr, settings.batch_size) == (10, 1e-3, 100)
     assert FFW(recipe="paper").settings().epochs == 200
-    assert settings.own_output
     for unit, kept in edit.units.items():
         assert {fold.parameter for fold in kept.folds} == {f"{unit}.weight", f"{unit}.bias"}
 
@@ -116,7 +116,8 @@ def test_parts_can_be_left_out(small, recalibrate, always_masked):
 
 def test_a_mask_that_loses_to_a_new_head_is_left_out(toy):
     short = FFW(epochs=1, lr=1e-6).fit(toy.subject, toy.data)
-    alone = DFR().fit(toy.subject, toy.data)
+    erased = with_erasure(toy.subject, toy.data, new_edit(toy.subject, "ffw"))
+    alone = with_new_head(toy.subject, toy.data, erased)
     assert not short.masks
     assert not short.buffers
     assert all(torch.equal(short.updates[name], alone.updates[name]) for name in alone.updates)
@@ -132,6 +133,18 @@ def test_a_refitted_head_ends_the_operation(toy):
         torch.testing.assert_close(edit.updates[name], value)
 
 
+def test_a_head_refitted_behind_the_erasure_reads_nothing_of_what_it_removes(toy):
+    edit = with_erasure(toy.subject, toy.data, new_edit(toy.subject, "ffw"))
+    edit = with_new_head(toy.subject, toy.data, edit)
+    plain = DFR().fit(toy.subject, toy.data)
+    read = [e.updates["fc.weight"].double() @ edit.erasure.left for e in (edit, plain)]
+    assert read[0].abs().max() < 1e-4 < 1e-2 < read[1].abs().max()
+    x = toy.data.report.batch(torch.arange(50))
+    both = edit, edit.without("erasure")
+    with_it, without = (apply(toy.subject, e).forward(x)[1] for e in both)
+    torch.testing.assert_close(with_it, without, rtol=1e-4, atol=1e-4)
+
+
 def test_own_values_go_over_the_recipe():
     settings = FFW(gamma=7.5, epochs=3, lr=0.5, batch_size=9, erase_head=False).settings()
     assert (settings.gamma, settings.epochs, settings.lr, settings.batch_size) == (7.5, 3, 0.5, 9)
@@ -139,22 +152,50 @@ def test_own_values_go_over_the_recipe():
     assert FFW(gamma=0.0).settings().gamma == 0
 
 
-@pytest.mark.parametrize("gamma", [0.0, 40.0])
-def test_gates_follow_task_and_information_and_the_bias_head_neither(toy, gamma):
-    settings = FFW(gamma=gamma).settings()
+def first_step(toy, settings):
+    """What one step of a search gives, and the gradients of its loss worked out beside it."""
     search = Search(toy.subject, toy.data, weight_sites(toy.subject), settings, seed=0)
     x, rows = toy.data.fit.batch(torch.arange(100)), toy.data.fit.groups
     target, bias = rows.target[:100], rows.biases[:100, 0]
     features, logits = toy.subject.forward(x, search.gates.overrides())
-    (head,) = search.heads
     loss = nn.functional.cross_entropy(logits, target)
-    loss = loss + gamma * mutual_information(head(features), bias, 2)
+    loss = loss + settings.gamma * search.bias_term(features, [bias])
+    loss = loss + search.scatter_weight * scatter(features, target, 2)
     expected = torch.autograd.grad(loss, search.gates.logits)
-    before = head.weight.clone()
-    _, information = search.step(x, target, [bias], {})
+    return search, expected, lambda: search.step(x, target, [bias], {})
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("gamma", [0.0, 40.0])
+def test_gates_follow_task_and_bias_term(toy, gamma, recipe):
+    settings = FFW(gamma=gamma, recipe=recipe).settings()
+    search, expected, step = first_step(toy, settings)
+    _, told = step()
     for logit, grad in zip(search.gates.logits, expected, strict=True):
         torch.testing.assert_close(logit.grad, grad)
-    assert 0.5 < float(information) <= 1
+    assert 0.1 < float(told) <= 1
+
+
+def test_classes_are_drawn_together_less_where_the_bias_goes_with_them(toy, rows_of):
+    settings = FFW().settings()
+    weights = []
+    for lean in (0.5, 0.9, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        x, target = torch.zeros(200, 3, 8, 8), torch.arange(200) % 2
+        bias = torch.where(torch.rand(200, generator=generator) < lean, target, 1 - target)
+        data = rows_of(dict.fromkeys(("fit", "select", "report"), (x, target, bias)))
+        search = Search(toy.subject, data, weight_sites(toy.subject), settings, seed=0)
+        weights.append(search.scatter_weight)
+    assert settings.scatter >= weights[0] > 0.9 * settings.scatter
+    assert 0.2 * settings.scatter < weights[1] < 0.5 * settings.scatter
+    assert weights[2] == pytest.approx(0, abs=1e-6)
+
+
+def test_bias_heads_follow_their_own_loss(toy):
+    search, _, step = first_step(toy, FFW(recipe="paper").settings())
+    (head,) = search.bias_term.heads
+    before = head.weight.clone()
+    step()
     assert not head.weight.requires_grad
     assert not torch.equal(head.weight, before)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.errors import IncompatibleError
-from surgeon.gates import Gates, unit_sites, weight_sites
+from surgeon.gates import Gates, bottleneck_sites, unit_sites, weight_sites
 from tests.nets import NETS
 
 
@@ -69,6 +69,31 @@ def test_every_encoder_weight_is_gated_and_nothing_else(subject):
     assert all(tuple(tensors[name].shape) == shape for name, shape in sites.items())
     head = {site.name for site in weight_sites(subject, gate_head=True)} - expected
     assert head == {f"{subject.head_name}.weight"}
+
+
+@pytest.mark.parametrize(
+    ("net", "side", "expected"),
+    [
+        (SmallConvNet, 14, ["features.10"]),
+        ("test_efficientnet", 64, ["conv_head"]),
+        # Their features are sums along residual connections.
+        ("test_resnet", 64, []),
+        ("test_convnext", 64, []),
+    ],
+)
+def test_bottleneck_units_are_those_that_make_one_feature_each(pico, net, side, expected):
+    subject = pico(net, side)
+    sites = bottleneck_sites(subject)
+    assert [site.name for site in sites] == expected
+    for site in sites:
+        keep = torch.ones(site.shape)
+        keep[[0, 5]] = 0
+        tensors = subject.tensors()
+        closed = {f.parameter: f.scale(tensors[f.parameter], keep) for f in site.folds}
+        features, _ = subject.forward(images(subject), closed)
+        gone = (features.std(0) == 0).nonzero().flatten().tolist()
+        assert {0, 5} <= set(gone)
+        assert len(gone) < len(keep) // 2
 
 
 def multiply(subject, sites, factors, x):
@@ -211,10 +236,11 @@ def test_a_network_without_layers_is_refused(pico):
 def one_gate(subject, *, hard, temperature=1.0):
     gates = Gates(subject, weight_sites(subject)[:1], initial=0.0, hard=hard)
     gates.temperature = temperature
-    values = torch.linspace(-2, 2, gates.logits[0].numel()).reshape(gates.logits[0].shape)
+    values = torch.linspace(-2, 2, gates.logits[0].numel())
+    values[3] = 0
+    values = values.reshape(gates.logits[0].shape)
     with torch.no_grad():
         gates.logits[0].copy_(values)
-        gates.logits[0].view(-1)[3] = 0
     name = gates.sites[0].name
     upstream = torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
     out = gates.overrides()[name]
@@ -237,7 +263,7 @@ def test_soft_gate_is_clamped_and_its_gradient_is_not(pico, temperature):
 def test_hard_gate_passes_the_gradient_to_every_gate(pico):
     m, weight, upstream, out, grad = one_gate(pico(SmallConvNet, 14), hard=True)
     assert torch.equal(out, torch.where(m >= 0, weight, 0.0))
-    assert out.view(-1)[3] == weight.view(-1)[3] != 0
+    assert out.reshape(-1)[3] == weight.reshape(-1)[3] != 0
     assert torch.equal(grad, upstream * weight)
 
 

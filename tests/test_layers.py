@@ -15,6 +15,7 @@ RANKS = {
     "checkpoint": 1,
     "groups": 1,
     "mutual_information": 1,
+    "dependence": 1,
     "preprocessing": 1,
     "table": 1,
     "edit": 2,
@@ -38,6 +39,7 @@ RANKS = {
     "remarks": 4.5,
     # A method sees the base class and no sibling; the registry sees them all.
     "methods.base": 5,
+    "methods.bias_term": 5.02,
     "methods.closing": 5.02,
     "methods.refit": 5.05,
     "methods.search": 5.05,

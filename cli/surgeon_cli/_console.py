@@ -15,7 +15,7 @@ _WIDTH = 80
 _SHOWN: dict[str, Callable[[float], str]] = {
     "temperature": lambda x: f"T {x:.2g}",
     "task_loss": lambda x: f"loss {x:.2f}",
-    "mutual_information": lambda x: f"MI {x:.2f}",
+    "bias_term": lambda x: f"bias {x:.2f}",
     "select_balanced_accuracy": lambda x: f"select {100 * x:.1f} %",
     "sparsity": lambda x: f"pruned {100 * x:.1f} %",
     "seconds_left": lambda x: f"{x:.0f} s left",

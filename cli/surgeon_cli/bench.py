@@ -25,6 +25,7 @@ _CIFAR = "needs CIFAR-10 under SURGEON_DATA"
 _BENCHMARKS: dict[str, tuple[str, float | None]] = {
     "biased-mnist": (f"Digits on coloured grounds; {_MNIST}.", 0.99),
     "multi-color-mnist": (f"Digits on grounds of two colours, two biases; {_MNIST}.", None),
+    "multi-color-mnist-left": (f"The same, the left colour alone to be removed; {_MNIST}.", None),
     "colored-mnist": (f"Coloured digits, the LfF palette; {_MNIST}.", 0.95),
     "colored-mnist-lnl": (f"Coloured digits with a spread of colours, as LNL; {_MNIST}.", 1.0),
     "corrupted-cifar10": (f"Photographs with a corruption for each class; {_CIFAR}.", 0.95),

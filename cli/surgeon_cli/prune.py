@@ -43,8 +43,9 @@ def prune(
         bool | None, typer.Option(help="Fold the closed-form erasure into the head.")
     ] = None,
     refit_head: Annotated[
-        bool, typer.Option(help="End with last-layer retraining on the masked features.")
-    ] = False,
+        bool | None,
+        typer.Option(help="End with last-layer retraining; default: where select rows are for it."),
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
     ] = None,

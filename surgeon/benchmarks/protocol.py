@@ -74,3 +74,5 @@ class BenchSet:
     net: str
     """A timm name."""
     training: Training
+    audited: tuple[str, ...] = ()
+    """Bias columns that are measured and not to be removed."""

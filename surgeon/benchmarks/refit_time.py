@@ -49,10 +49,10 @@ def measure_refit_time(*, timed_epochs: int = 10, device: str = "cpu") -> RefitT
     extract(subject, rows)  # warm
     began = time.perf_counter()
     features = extract(subject, rows).features.to(subject.device)
-    head = BiasHead(features, rows.groups.num_values(0), standardise=False)
+    head = BiasHead(features, rows.groups.num_values(0))
     epochs = head.fit(features, bias, generator=torch.Generator().manual_seed(0))
     cached = time.perf_counter() - began
-    again = BiasHead(features, rows.groups.num_values(0), standardise=False)
+    again = BiasHead(features, rows.groups.num_values(0))
     began = time.perf_counter()
     for _ in range(timed_epochs):
         _epoch_through(subject, rows, bias, again)

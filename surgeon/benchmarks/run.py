@@ -223,8 +223,10 @@ def _load(made: _Made, device: str) -> tuple[Subject, Data]:
     """Read the owner's folder as its owner would, with the defaults of `surgeon prune`."""
     amp_dtype = torch.bfloat16 if torch.device(device).type == "cuda" else None
     subject = load(made.folder, device=device, amp_dtype=amp_dtype)
-    columns = tuple(made.bench.bias_names)
-    return subject, read_data(subject, made.folder / "val.csv", bias_cols=columns)
+    audited = made.bench.audited
+    columns = [column for column in made.bench.bias_names if column not in audited]
+    labels = made.folder / "val.csv"
+    return subject, read_data(subject, labels, bias_cols=columns, audit_cols=audited)
 
 
 def _plain(document: Mapping[str, Any]) -> dict[str, Any]:

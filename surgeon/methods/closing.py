@@ -10,7 +10,7 @@ from torch import Tensor
 # The running mean of a unit's need forgets with this factor per step.
 _MEMORY = 0.99
 # No layer loses more than this share of its units.
-_MOST = 0.6
+_MOST = 0.8
 # Units close between these shares of the search.
 _FIRST, _LAST = 0.1, 0.5
 

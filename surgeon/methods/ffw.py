@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import OptionError
-from surgeon.gates import GateSite, unit_sites, weight_sites
+from surgeon.gates import GateSite, bottleneck_sites, unit_sites, weight_sites
 from surgeon.methods.base import (
     Method,
     Progress,
@@ -19,7 +19,7 @@ from surgeon.methods.base import (
     with_erasure,
     with_recalibration,
 )
-from surgeon.methods.refit import refit_head
+from surgeon.methods.refit import with_new_head
 from surgeon.methods.search import Recipe, Search
 from surgeon.subject import Subject
 
@@ -27,7 +27,8 @@ Mode = Literal["unstructured", "structured"]
 
 
 _DEFAULT = Recipe(
-    gamma=0.5,
+    gamma=0.1,
+    scatter=1,
     lr=2e-2,
     epochs=40,
     batch_size=50,
@@ -36,18 +37,17 @@ _DEFAULT = Recipe(
     initial=0.1,
     hard=True,
     head_lr=1e-2,
-    head_steps=3,
+    units_off=0.7,
 )
-# Units closed by the structured search.
-_UNITS_OFF = 0.3
+# Of all units, not of the bottleneck's alone.
+_STRUCTURED = replace(_DEFAULT, units_off=0.4)
 _PAPER = Recipe(
     gamma=10,
     lr=1e-3,
     epochs=200,
-    refit_bias_head=True,
-    standardise=False,
+    bias_heads=True,
+    refit_bias_heads=True,
     batch_statistics=False,
-    own_output=True,
     keep_best=False,
     balance="none",
     recalibrate=False,
@@ -65,18 +65,21 @@ _LEAST = {"gamma": 0, "epochs": 1, "batch_size": 2}
 class FFW(Method):
     """Search a mask over the frozen encoder's weights (eq. 8) or units (eq. 9).
 
-    Objective (eq. 10): cross-entropy + gamma times the mean over biases of the normalised mutual
-    information between the bias and what a linear bias head reads off the bottleneck. None takes
-    the recipe's own value.
+    Objective: cross-entropy + gamma times the mean over biases of the normalised HSIC between the
+    bias and the bottleneck + the share of the bottleneck's variance that lies within classes. The
+    paper's (eq. 10) has the mutual information of the bias and what a linear head reads instead,
+    and no third term. None takes the recipe's own value.
 
     Source:
         Nahon and others, Debiasing surgeon: fantastic weights and how to find them, ECCV 2024.
         `recipe="paper"` follows its text. By default gates are hard with a pass-through gradient,
         the head is trained beside them, BatchNorm uses batch statistics and is recalibrated, the
         epoch of least objective on select rows is kept, and a closed-form erasure is folded into
-        the head. Structured masks close 30 % of the units on the way and mask single weights of
-        the others too. Where a new head on the unmasked encoder has the smaller loss on select
-        rows, that is the edit, and it has no mask, unless gamma was given.
+        the head. Units close on the way: 70 % of those that make the features, one each, where
+        there are such, and in structured masks 40 % of all; single weights of the others are
+        masked. Of this edit, the same with a head refitted behind the erasure, and such a head on
+        the unmasked encoder (only unless gamma was given) the one of least loss on select rows
+        is returned.
     """
 
     name: ClassVar[str] = "ffw"
@@ -99,8 +102,9 @@ class FFW(Method):
     """Carry recalibrated BatchNorm statistics (paper: no)."""
     erase_head: bool | None = None
     """Fold the closed-form erasure into the head (paper: no)."""
-    refit_head: bool = False
-    """End with last-layer retraining on the masked features."""
+    refit_head: bool | None = None
+    """End with last-layer retraining on what the head is given; by default where that has the
+    smaller loss on select rows (paper: no)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +118,8 @@ class FFW(Method):
                 raise OptionError(f"--{flag}: found {found}, expected {least} or more")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise OptionError(f"--lr: found {self.lr}, expected more than 0")
+        if self.gate_head and self.refit_head:
+            raise OptionError("--refit-head: found with --gate-head, expected one of the two")
         if self.gate_head and self.mode == "structured":
             raise OptionError(
                 "--gate-head: found --mode structured, expected unstructured; the outputs of the "
@@ -122,9 +128,8 @@ class FFW(Method):
 
     def settings(self) -> Recipe:
         """Return the recipe with this configuration's own values put in."""
-        recipe = _PAPER if self.recipe == "paper" else _DEFAULT
-        if self.recipe == "default" and self.mode == "structured":
-            recipe = replace(recipe, units_off=_UNITS_OFF)
+        default = _DEFAULT if self.mode == "unstructured" else _STRUCTURED
+        recipe = _PAPER if self.recipe == "paper" else default
         if self.gate_head:
             recipe = replace(recipe, head_lr=None)
         if self.batch_size is not None:
@@ -158,29 +163,36 @@ class FFW(Method):
         )
         if settings.recalibrate:
             edit = with_recalibration(subject, data, edit, seed=self.seed, balance=settings.balance)
-        if self.refit_head:
-            overrides = device_changes(subject, edit)
-            edit = replace(edit, updates=refit_head(subject, data, overrides=overrides))
-        if settings.keep_best and self.gamma is None and subject.head.bias is not None:
-            edit = self._better(subject, data, edit)
         if settings.erase_head:
             edit = with_erasure(subject, data, edit)
-        return edit
+        return self._with_best_head(subject, data, edit, settings)
 
-    def sites(self, subject: Subject) -> list[GateSite]:
-        """List where the gates sit."""
-        settings = self.settings()
-        if self.mode == "unstructured":
-            return weight_sites(subject, gate_head=self.gate_head)
-        units = unit_sites(subject, own_output=settings.own_output)
-        return units if settings.units_off is None else [*weight_sites(subject), *units]
-
-    def _better(self, subject: Subject, data: Data, masked: Edit) -> Edit:
-        """Return the masked network, or a new head alone if its loss on select rows is smaller."""
-        alone = new_edit(subject, self.name, updates=refit_head(subject, data))
+    def _with_best_head(self, subject: Subject, data: Data, masked: Edit, settings: Recipe) -> Edit:
+        """Return the edit of least loss on select rows: with its own head, a new one, no mask."""
 
         def loss(edit: Edit) -> float:
             outputs = extract(subject, data.select, overrides=device_changes(subject, edit))
             return select_loss(outputs.logits, data.select.groups)
 
-        return alone if loss(alone) < loss(masked) else masked
+        if self.refit_head:
+            return with_new_head(subject, data, masked)
+        if not settings.keep_best or subject.head.bias is None:
+            return masked
+        found = [masked]
+        if self.refit_head is None and not self.gate_head:
+            found.append(with_new_head(subject, data, masked))
+        if self.gamma is None:
+            alone = new_edit(subject, self.name)
+            alone = with_erasure(subject, data, alone) if settings.erase_head else alone
+            found.append(with_new_head(subject, data, alone))
+        return min(found, key=loss)
+
+    def sites(self, subject: Subject) -> list[GateSite]:
+        """List where the gates sit."""
+        structured = self.mode == "structured"
+        if self.recipe == "paper" and structured:
+            return unit_sites(subject, own_output=True)
+        weights = weight_sites(subject, gate_head=self.gate_head)
+        if self.recipe == "paper":
+            return weights
+        return [*weights, *(unit_sites(subject) if structured else bottleneck_sites(subject))]

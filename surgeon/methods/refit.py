@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from surgeon.data import Data, extract
+from surgeon.edit import Edit, Erasure
 from surgeon.errors import IncompatibleError
-from surgeon.methods.base import select_accuracy
+from surgeon.methods.base import device_changes, select_accuracy
 from surgeon.subject import Subject
 
 STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -25,6 +27,7 @@ def refit_head(
     strengths: Sequence[float] = STRENGTHS,
     *,
     overrides: Mapping[str, Tensor] | None = None,
+    erasure: Erasure | None = None,
 ) -> dict[str, Tensor]:
     """Fit one L2 logistic regression per strength on fit rows and keep the best on select rows.
 
@@ -33,6 +36,7 @@ def refit_head(
         data: Labelled rows.
         strengths: Values of C, the inverse penalty on standardised features.
         overrides: Tensors of an edited encoder.
+        erasure: What its features go through first.
 
     Returns:
         The head's weight `[C, D]` and additive term `[C]` by parameter name, float32.
@@ -45,8 +49,12 @@ def refit_head(
             f"{subject.head_name}: has no additive term, which last-layer retraining needs"
         )
     groups = data.fit.groups
-    x = extract(subject, data.fit, overrides=overrides).features.double()
-    select = extract(subject, data.select, overrides=overrides).features.double()
+    x, select = (
+        extract(subject, rows, overrides=overrides).features.double()
+        for rows in (data.fit, data.select)
+    )
+    if erasure:
+        x, select = erasure(x), erasure(select)
     weights = (1 / groups.counts().double()[groups.index]).numpy()
     mean, scale = x.mean(0), x.std(0, correction=0)
     scale = torch.where(scale > 1e-8 * scale.max(), scale, 1.0)
@@ -64,6 +72,18 @@ def refit_head(
     assert chosen is not None
     names = (f"{subject.head_name}.weight", f"{subject.head_name}.bias")
     return {n: value.float() for n, value in zip(names, chosen, strict=True)}
+
+
+def with_new_head(subject: Subject, data: Data, edit: Edit) -> Edit:
+    """Replace the head of an edit by one refitted on what its encoder and erasure hand over.
+
+    The new head reads nothing of what the erasure removes, so it is the same without it.
+    """
+    overrides = device_changes(subject, edit.without("updates", "erasure"))
+    updates = refit_head(subject, data, overrides=overrides, erasure=edit.erasure)
+    if edit.erasure:
+        updates = dict(zip(updates, edit.erasure.fold(*updates.values()), strict=True))
+    return replace(edit, updates=updates)
 
 
 def _head(

@@ -1,4 +1,4 @@
-"""The search for a mask over frozen weights: gates, head, bias heads, choice of epoch."""
+"""The search for a mask over frozen weights: gates, head, bias term, choice of epoch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
-from surgeon.bias_head import BiasHead
-from surgeon.data import Data, Outputs, extract
+from surgeon.data import Data, Outputs, Rows, extract
+from surgeon.dependence import scatter
 from surgeon.gates import Gates, GateSite
 from surgeon.methods.base import Progress, gather_biases, select_accuracy, select_loss
+from surgeon.methods.bias_term import BiasTerm, Dependence, HeadInformation
 from surgeon.methods.closing import UnitClosing
-from surgeon.mutual_information import mutual_information
 from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject
 
@@ -30,6 +30,10 @@ class Recipe:
 
     gamma: float
     """Weight of the bias term."""
+    bias_heads: bool = False
+    """Read the biases with trained heads instead of HSIC."""
+    scatter: float = 0.0
+    """Weight of the features' scatter within classes, in rows whose bias tells no class."""
     lr: float
     """Adam step on the gate logits."""
     epochs: int
@@ -42,21 +46,15 @@ class Recipe:
     head_lr: float | None = None
     """Adam step on the head, trained beside the gates; None leaves the head as it is."""
     units_off: float | None = None
-    """Share of whole units to close on the way; None gates no units beside the weights."""
+    """Share of the gated units to close on the way, in unit gates beside weight gates."""
     cosine: bool = False
     """Let the step size fall to zero along a half cosine."""
     hard: bool = False
     """0/1 gates in the forward pass instead of soft ones."""
-    head_steps: int = 1
-    """Bias-head steps per batch."""
-    refit_bias_head: bool = False
-    """Refit the bias head on cached features before every epoch."""
-    standardise: bool = True
-    """Scale features for the bias head."""
+    refit_bias_heads: bool = False
+    """Refit the bias heads on cached features before every epoch."""
     batch_statistics: bool = True
     """BatchNorm normalises with batch statistics while fitting."""
-    own_output: bool = False
-    """Structured gates on the module's own output."""
     factor: float = 0.5
     """Temperature multiplier on a plateau of the select objective."""
     patience: int = 5
@@ -74,7 +72,7 @@ class Recipe:
 
 
 class Search:
-    """The state of one search: gates, head, bias heads, optimiser, temperature."""
+    """The state of one search: gates, head, bias term, optimiser, temperature."""
 
     def __init__(
         self,
@@ -90,7 +88,8 @@ class Search:
         self.batch_size = _batch_size(len(data.fit), settings)
         self.generator = torch.Generator().manual_seed(seed)
         self.head = self._trained_head()
-        self.heads = self._new_heads()
+        self.bias_term = self._new_bias_term()
+        self.scatter_weight = settings.scatter and settings.scatter * (1 - self._bound())
         self._batches = max(1, -(-len(data.fit) // self.batch_size))
         moved, closed = self._split_gates()
         self.closing = UnitClosing(closed, settings.units_off or 0.0) if closed else None
@@ -116,21 +115,21 @@ class Search:
         names = (f"{self.subject.head_name}.{part}" for part in ("weight", "bias"))
         return {n: tensors[n].detach().clone().requires_grad_() for n in names if n in tensors}
 
-    def _new_heads(self) -> list[BiasHead]:
-        groups = self.data.fit.groups
+    def _new_bias_term(self) -> BiasTerm:
+        if not self.settings.bias_heads:
+            return Dependence()
         features = extract(self.subject, self.data.fit).features.to(self.subject.device)
-        heads = [
-            BiasHead(features, groups.num_values(k), standardise=self.settings.standardise)
-            for k in groups.fitted
-        ]
-        self._fit_heads(heads, features)
-        return heads
+        return HeadInformation(features, self.data.fit.groups, self.generator)
 
-    def _fit_heads(self, heads: list[BiasHead], features: Tensor) -> None:
-        every = torch.arange(len(self.data.fit))
-        labels = gather_biases(self.data.fit, every, self.subject.device)
-        for head, bias in zip(heads, labels, strict=True):
-            head.fit(features, bias, generator=self.generator)
+    def _bound(self) -> float:
+        """Return how far the fit rows' biases and targets go together, 0 to 1.
+
+        Where they do, drawing a class together draws its bias in.
+        """
+        rows = self.data.fit
+        targets = one_hot(rows.groups.target, rows.groups.num_classes).float()
+        biases = gather_biases(rows, torch.arange(len(rows)), torch.device("cpu"))
+        return max(float(Dependence()(targets, [bias])) for bias in biases)
 
     def _pace(self, step: int) -> float:
         """Return the share of the step size that is left after some steps."""
@@ -144,7 +143,7 @@ class Search:
     def step(
         self, x: Tensor, target: Tensor, biases: list[Tensor], buffers: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Take one step of gates and head, and the bias heads' steps, on one batch.
+        """Take one step of gates and head, and of bias heads if there are any, on one batch.
 
         Args:
             x: `[n, 3, H, W]` images.
@@ -153,13 +152,15 @@ class Search:
             buffers: BatchNorm buffers that take running updates; empty when frozen.
 
         Returns:
-            Cross-entropy and mean normalised mutual information, scalars without gradient.
+            Cross-entropy and bias term, scalars without gradient.
         """
         overrides = {**self.gates.overrides(), **self.head, **buffers}
         features, logits = self.subject.forward(x, overrides)
         task = cross_entropy(logits, target)
-        information = self._information(features, biases)
-        loss = task + self.settings.gamma * information
+        told = self.bias_term(features, biases)
+        loss = task + self.settings.gamma * told
+        if self.scatter_weight:
+            loss = loss + self.scatter_weight * scatter(features, target, self.subject.num_classes)
         # A layer that the forward pass never calls has gradient zero.
         learned = [*self.gates.logits, *self.head.values()]
         grads = torch.autograd.grad(loss, learned, materialize_grads=True)
@@ -169,16 +170,8 @@ class Search:
         self.schedule.step()
         if self.closing:
             self.closing.step(self._passed(self.schedule.last_epoch))
-        for head, bias in zip(self.heads, biases, strict=True):
-            head.step(features, bias, times=self.settings.head_steps)
-        return task.detach(), information.detach()
-
-    def _information(self, features: Tensor, biases: list[Tensor]) -> Tensor:
-        terms = [
-            mutual_information(head(features), bias, head.num_values)
-            for head, bias in zip(self.heads, biases, strict=True)
-        ]
-        return torch.stack(terms).mean()
+        self.bias_term.follow(features, biases)
+        return task.detach(), told.detach()
 
     def run(self, progress: Progress | None) -> None:
         """Search until soft and hard agree or the epochs are used up."""
@@ -187,10 +180,10 @@ class Search:
         if not self.closing:  # all gates open: no mask at all is a candidate too
             best = self._objective(extract(self.subject, select))
         for epoch in range(1, self.settings.epochs + 1):
-            if self.settings.refit_bias_head and epoch > 1:
+            if self.settings.refit_bias_heads and epoch > 1:
                 outputs = extract(self.subject, self.data.fit, overrides=self._now())
-                self._fit_heads(self.heads, outputs.features.to(self.subject.device))
-            task, information, buffers = self._epoch()
+                self.bias_term.refit(*self._read(outputs, self.data.fit))
+            task, told, buffers = self._epoch()
             folded = soft = self._hard(buffers)
             if not self.settings.hard:
                 soft = extract(self.subject, select, overrides={**self._now(), **buffers})
@@ -208,7 +201,7 @@ class Search:
                         # A hard gate is the limit of a soft one at temperature 0.
                         "temperature": 0.0 if self.settings.hard else self.gates.temperature,
                         "task_loss": task,
-                        "mutual_information": information,
+                        "bias_term": told,
                         "select_objective": objective,
                         "select_balanced_accuracy": select_accuracy(folded.logits, select.groups),
                         "agreement": agreement,
@@ -257,8 +250,8 @@ class Search:
                 self.step(x, target, gather_biases(rows, picked, device), buffers)
             )
             count += len(picked)
-        task, information = (sums / count).tolist()
-        return task, information
+        task, told = (sums / count).tolist()
+        return task, told
 
     def _hard(self, buffers: dict[str, Tensor]) -> Outputs:
         """Run the network with hard masks and the epoch's statistics on select rows."""
@@ -269,10 +262,13 @@ class Search:
     def _objective(self, outputs: Outputs) -> float:
         """Return what the search lowers, measured on select rows."""
         rows = self.data.select
-        biases = gather_biases(rows, torch.arange(len(rows)), self.subject.device)
-        features = outputs.features.to(self.subject.device)
-        information = float(self._information(features, biases))
-        return select_loss(outputs.logits, rows.groups) + self.settings.gamma * information
+        told = float(self.bias_term(*self._read(outputs, rows)))
+        return select_loss(outputs.logits, rows.groups) + self.settings.gamma * told
+
+    def _read(self, outputs: Outputs, rows: Rows) -> tuple[Tensor, list[Tensor]]:
+        """Return features and biases of all rows, on the search's device."""
+        device = self.subject.device
+        return outputs.features.to(device), gather_biases(rows, torch.arange(len(rows)), device)
 
     def _anneal(self, objective: float) -> None:
         """Lower the temperature when the select objective has stopped falling."""

@@ -171,7 +171,7 @@ def _sweep_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
         field,
         "worst\ngroup",
         "balanced",
-        "mutual\ninformation",
+        "bias\nterm",
         *(f"leakage\n{column}" for column in columns),
         "sparsity",
     )
@@ -181,7 +181,7 @@ def _sweep_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             f"{record[field]:g}" + ("" if record["masked"] else " (no mask)"),
             *(percent(seen[name]) for name in AVERAGES[:2]),
-            f"{record['mutual_information']:.3f}",
+            f"{record['bias_term']:.3f}",
             *("-" if leak is None else percent(leak["logits"]["linear"]) for leak in leaks),
             percent(record["sparsity"]["gated"]),
         )

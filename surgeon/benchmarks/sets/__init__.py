@@ -11,11 +11,12 @@ from surgeon.benchmarks.sets.colored_mnist import colored_mnist
 from surgeon.benchmarks.sets.colored_mnist_lnl import colored_mnist_lnl
 from surgeon.benchmarks.sets.corrupted_cifar10 import corrupted_cifar10
 from surgeon.benchmarks.sets.digits import digits
-from surgeon.benchmarks.sets.multi_color_mnist import multi_color_mnist
+from surgeon.benchmarks.sets.multi_color_mnist import multi_color_mnist, multi_color_mnist_left
 
 SETS: dict[str, Callable[[Setting], BenchSet]] = {
     "biased-mnist": biased_mnist,
     "multi-color-mnist": multi_color_mnist,
+    "multi-color-mnist-left": multi_color_mnist_left,
     "colored-mnist": colored_mnist,
     "colored-mnist-lnl": colored_mnist_lnl,
     "corrupted-cifar10": corrupted_cifar10,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from surgeon.benchmarks.colours import LFF, jitter, paint_halves
@@ -31,13 +33,23 @@ def multi_color_mnist(setting: Setting) -> BenchSet:
     check_setting(setting)
     if setting.rho is not None:
         raise OptionError(
-            f"--rho: multi-color-mnist has two fixed correlations, {_LEFT} left and {_RIGHT} "
+            f"--rho: {setting.benchmark} has two fixed correlations, {_LEFT} left and {_RIGHT} "
             "right; leave the option out"
         )
     divided = divide_for_perceptrons(setting, [_LEFT, _RIGHT], _paint)
     net = setting.net or "surgeon_mlp100"
     training = Training(optimiser="adam", lr=1e-3, epochs=100, batch_size=256, weight_decay=1e-4)
     return divided.bench_set(net, training, ("left", "right"))
+
+
+def multi_color_mnist_left(setting: Setting) -> BenchSet:
+    """Make the same rows and network, with the left colour to remove and the right one to watch.
+
+    Raises:
+        LabelError: MNIST is not there.
+        OptionError: The setting cannot be honoured.
+    """
+    return replace(multi_color_mnist(setting), audited=("right",))
 
 
 def _paint(images: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
