@@ -22,7 +22,7 @@ from surgeon.benchmarks import run as runner
 from surgeon.benchmarks.alignment import by_alignment, own_values
 from surgeon.benchmarks.files import code_commit, replacing, setting_name
 from surgeon.benchmarks.nets import SmallConvNet
-from surgeon.benchmarks.owner import without_repeats, write_owner
+from surgeon.benchmarks.owner import PARTS, without_repeats, write_owner
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
 from surgeon.benchmarks.run import make_operations, run
 from surgeon.benchmarks.sets import SETS
@@ -32,6 +32,7 @@ from surgeon.errors import ArtefactError, LabelError, OptionError, SurgeonError
 from surgeon.findings import ProbeScore
 from surgeon.measure import Measures
 from surgeon.methods import FFW, Finetune
+from surgeon.methods.base import new_edit
 from surgeon.probes import Prober
 from surgeon.subject import load
 
@@ -682,3 +683,28 @@ def test_hostile_options(words, code, message, monkeypatch, tmp_path):
 
 def test_errors_of_the_runner_are_of_the_users_kind():
     assert issubclass(ArtefactError, SurgeonError)
+
+
+def test_an_audited_bias_is_measured_and_not_fitted(tmp_path, monkeypatch):
+    def with_side(part):
+        return replace(part, biases=torch.cat([part.biases, 1 - part.biases], dim=1))
+
+    def two(setting):
+        bench = tiny_set(setting)
+        parts = {name: with_side(getattr(bench, name)) for name in ("train", *PARTS)}
+        names = {**bench.bias_names, "side": ("left", "right")}
+        return replace(bench, bias_names=names, audited=("side",), **parts)
+
+    monkeypatch.setitem(SETS, "tiny", two)
+    fitted = []
+
+    def fit(self, subject, data, *, progress=None):
+        fitted.append((data.fit.groups.columns, data.fit.groups.fitted))
+        return new_edit(subject, "ffw")
+
+    monkeypatch.setattr(FFW, "fit", fit)
+    (result,) = run(SETTING, tmp_path, {"ffw-refit": FFW()}, epochs=1)
+    assert fitted == [(("ground", "side"), (0,))]
+    row = result["operations"][-1]
+    assert set(row["audit"]["biases"]) == set(row["by_alignment"]["gap"]) == {"ground", "side"}
+    assert len(row["by_alignment"]["groups"]) == 4

@@ -220,13 +220,18 @@ def _sha256(path: Path) -> str:
 
 
 def _load(made: _Made, device: str) -> tuple[Subject, Data]:
-    """Read the owner's folder as its owner would, with the defaults of `surgeon prune`."""
+    """Read the owner's folder as its owner would, with the defaults of `surgeon prune`.
+
+    Report rows are grouped by all biases, those that are only watched included.
+    """
     amp_dtype = torch.bfloat16 if torch.device(device).type == "cuda" else None
     subject = load(made.folder, device=device, amp_dtype=amp_dtype)
     audited = made.bench.audited
     columns = [column for column in made.bench.bias_names if column not in audited]
     labels = made.folder / "val.csv"
-    return subject, read_data(subject, labels, bias_cols=columns, audit_cols=audited)
+    data = read_data(subject, labels, bias_cols=columns, audit_cols=audited)
+    groups = replace(data.report.groups, audited=())
+    return subject, replace(data, report=replace(data.report, groups=groups))
 
 
 def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
