@@ -20,14 +20,12 @@ _GATED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class GateSite:
-    """One tensor of gates: what it multiplies, and how many weights hang on each."""
+    """One tensor of gates and what it multiplies."""
 
     name: str
     """Parameter name (one gate per weight) or module name (one gate per unit)."""
     shape: tuple[int, ...]
     folds: tuple[Fold, ...]
-    weights: int
-    """Weights per gate."""
 
 
 def weight_sites(subject: Subject, *, gate_head: bool = False) -> list[GateSite]:
@@ -50,7 +48,7 @@ def weight_sites(subject: Subject, *, gate_head: bool = False) -> list[GateSite]
         for parameter in parameters:
             full = f"{name}.{parameter}" if name else parameter
             shape = tuple(getattr(module, parameter).shape)
-            sites.append(GateSite(full, shape, (Fold(full, None),), 1))
+            sites.append(GateSite(full, shape, (Fold(full, None),)))
     return _found(sites)
 
 
@@ -81,7 +79,7 @@ def unit_sites(subject: Subject, *, own_output: bool = False) -> list[GateSite]:
             continue  # a normalisation without scale undoes any gate before it
         else:
             folds = _folds(follower, modules[follower], 0)
-        sites.append(GateSite(name, (units,), folds, module.weight[0].numel()))
+        sites.append(GateSite(name, (units,), folds))
     return _found(sites)
 
 
@@ -299,11 +297,13 @@ class Gates:
         }
 
     def sparsity(self) -> float:
-        """Return the share of gated weights whose gate is closed."""
-        pairs = list(zip(self.sites, self.logits, strict=True))
-        total = sum(site.weights * logit.numel() for site, logit in pairs)
-        closed = sum(site.weights * int((logit < 0).sum()) for site, logit in pairs)
-        return closed / total
+        """Return the share of gated weights that their own gate or their unit's closes."""
+        kept = self.masks()
+        for name, unit in self.units().items():
+            weight = self._base[f"{name}.weight"]
+            rows = unit.keep.reshape(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)
+            kept[f"{name}.weight"] = rows & kept.get(f"{name}.weight", rows)
+        return sum(int((~k).sum()) for k in kept.values()) / sum(k.numel() for k in kept.values())
 
     def snapshot(self) -> list[Tensor]:
         """Copy the logits."""

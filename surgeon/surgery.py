@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,10 +161,9 @@ def sparsity(subject: Subject, edit: Edit) -> Sparsity:
     """Count what the masks remove."""
     if not edit.masks and not edit.units:
         return Sparsity(None, None, None)
-    masks: Sequence[Tensor] = [
-        *edit.masks.values(),
-        *[kept_weights(subject, edit.without("masks"), name) for name in edit.units],
-    ]
+    # A layer may have gates of both kinds.
+    units_of = {f"{name}.weight": kept_weights(subject, edit, name) for name in edit.units}
+    masks = {**edit.masks, **units_of}.values()
     pruned = sum(int((~mask).sum()) for mask in masks)
     units = [unit.keep for unit in edit.units.values()]
     return Sparsity(

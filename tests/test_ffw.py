@@ -63,7 +63,7 @@ def test_the_lean_goes_and_the_task_stays(toy, mode):
     assert 0.42 < logits < 0.58
     counted = sparsity(toy.subject, edit)
     assert 0.1 < counted.gated < 0.9
-    assert counted.units == pytest.approx({"unstructured": 0.7, "structured": 0.4}[mode], abs=0.05)
+    assert counted.units == pytest.approx({"unstructured": 0.75, "structured": 0.4}[mode], abs=0.05)
     assert set(edit.buffers) == {
         f"features.{i}.{kind}" for i in (1, 5, 9) for kind in ("running_mean", "running_var")
     }

@@ -7,6 +7,8 @@ from torch import nn
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.errors import IncompatibleError
 from surgeon.gates import Gates, bottleneck_sites, unit_sites, weight_sites
+from surgeon.methods.base import new_edit
+from surgeon.surgery import sparsity
 from tests.nets import NETS
 
 
@@ -177,7 +179,7 @@ def test_unit_gate_sits_behind_the_normalisation(name, unit, parameters, pico):
     assert [fold.parameter for fold in site.folds] == parameters
     own = next(site for site in unit_sites(subject, own_output=True) if site.name == unit)
     assert own.folds[0].parameter == f"{unit}.weight"
-    assert own.weights * own.shape[0] == subject.tensors()[f"{unit}.weight"].numel()
+    assert own.shape[0] == len(subject.tensors()[f"{unit}.weight"])
 
 
 class Odd(nn.Module):
@@ -295,3 +297,21 @@ def test_sparsity_counts_the_weights_behind_each_gate(pico):
     gates.restore(kept)
     assert gates.sparsity() == (4 * 27 + 576) / total
     assert gates.logits[0].requires_grad
+
+
+def test_a_weight_closed_twice_counts_once(pico):
+    subject = pico(SmallConvNet, 14)
+    sites = [*weight_sites(subject), *unit_sites(subject)]
+    gates = Gates(subject, sites, initial=0.0, hard=True)
+    shake(gates)
+    edit = new_edit(subject, "test", masks=gates.masks(), units=gates.units())
+    encoder = [name for name in subject.tensors() if name in gates.masks()]
+    closed = total = 0
+    for name in encoder:
+        unit = gates.units()[name.removesuffix(".weight")].keep
+        gone = ~gates.masks()[name] | ~unit[:, None, None, None]
+        closed, total = closed + int(gone.sum()), total + gone.numel()
+    found = sparsity(subject, edit)
+    every = sum(p.numel() for p in subject.net.parameters())
+    assert gates.sparsity() == found.gated == closed / total
+    assert found.all == closed / every

@@ -18,25 +18,34 @@ Score = Callable[[Tensor], Tensor]
 
 
 def _matched(subject: Subject, method: str, like: Edit, score: Score) -> Edit:
-    """Drop the lowest-scoring weights or units of each layer, as many as `like` drops there."""
+    """Drop the lowest-scoring weights or units of each layer, as many as `like` drops there.
+
+    In a layer that has both, weights of dropped units are left out of the count, there and here.
+    """
     tensors = subject.tensors()
 
-    def keep(values: Tensor, mask: Tensor) -> Tensor:
-        dropped = int((~mask).sum())
+    def keep(values: Tensor, dropped: int) -> Tensor:
         order = values.reshape(-1).argsort(stable=True)
-        kept = torch.ones(mask.numel(), dtype=torch.bool)
+        kept = torch.ones(values.numel(), dtype=torch.bool)
         kept[order[:dropped].cpu()] = False
-        return kept.reshape(mask.shape)
+        return kept.reshape(values.shape)
 
-    return new_edit(
-        subject,
-        method,
-        masks={n: keep(score(tensors[n]), mask) for n, mask in like.masks.items()},
-        units={
-            n: UnitMask(keep(score(tensors[f"{n}.weight"].flatten(1).norm(dim=1)), u.keep), u.folds)
-            for n, u in like.units.items()
-        },
-    )
+    units = {
+        n: UnitMask(
+            keep(score(tensors[f"{n}.weight"].flatten(1).norm(dim=1)), int((~u.keep).sum())),
+            u.folds,
+        )
+        for n, u in like.units.items()
+    }
+    masks = {}
+    for name, mask in like.masks.items():
+        scores, module = score(tensors[name]), name.removesuffix(".weight")
+        if module in units:
+            mask = mask[like.units[module].keep]
+            scores = scores.clone()
+            scores[~units[module].keep] = torch.inf
+        masks[name] = keep(scores, int((~mask).sum()))
+    return new_edit(subject, method, masks=masks, units=units)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ _DEFAULT = Recipe(
     initial=0.1,
     hard=True,
     head_lr=1e-2,
-    units_off=0.7,
+    units_off=0.75,
 )
 # Of all units, not of the bottleneck's alone.
 _STRUCTURED = replace(_DEFAULT, units_off=0.4)
@@ -75,7 +75,7 @@ class FFW(Method):
         `recipe="paper"` follows its text. By default gates are hard with a pass-through gradient,
         the head is trained beside them, BatchNorm uses batch statistics and is recalibrated, the
         epoch of least objective on select rows is kept, and a closed-form erasure is folded into
-        the head. Units close on the way: 70 % of those that make the features, one each, where
+        the head. Units close on the way: 75 % of those that make the features, one each, where
         there are such, and in structured masks 40 % of all; single weights of the others are
         masked. Of this edit, the same with a head refitted behind the erasure, and such a head on
         the unmasked encoder (only unless gamma was given) the one of least loss on select rows
