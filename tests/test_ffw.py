@@ -14,7 +14,13 @@ from surgeon.data import extract
 from surgeon.dependence import scatter
 from surgeon.gates import weight_sites
 from surgeon.methods import DFR, FFW
-from surgeon.methods.base import device_changes, new_edit, with_erasure, with_recalibration
+from surgeon.methods.base import (
+    device_changes,
+    new_edit,
+    select_loss,
+    with_erasure,
+    with_recalibration,
+)
 from surgeon.methods.refit import with_new_head
 from surgeon.methods.search import Search
 from surgeon.metrics import group_accuracies
@@ -131,6 +137,22 @@ def test_a_refitted_head_ends_the_operation(toy):
     assert edit.masks
     for name, value in again.updates.items():
         torch.testing.assert_close(edit.updates[name], value)
+
+
+def test_select_rows_choose_between_its_own_head_and_a_new_one(toy):
+    own, new, chosen = (
+        FFW(epochs=2, gamma=0.1, refit_head=flag).fit(toy.subject, toy.data)
+        for flag in (False, True, None)
+    )
+
+    def loss(edit):
+        changes = device_changes(toy.subject, edit)
+        logits = extract(toy.subject, toy.data.select, overrides=changes).logits
+        return select_loss(logits, toy.data.select.groups)
+
+    assert all(torch.equal(own.masks[n], e.masks[n]) for e in (new, chosen) for n in own.masks)
+    assert loss(own) != loss(new)
+    assert loss(chosen) == min(loss(own), loss(new))
 
 
 def test_a_head_refitted_behind_the_erasure_reads_nothing_of_what_it_removes(toy):

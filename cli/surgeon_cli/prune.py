@@ -44,7 +44,7 @@ def prune(
     ] = None,
     refit_head: Annotated[
         bool | None,
-        typer.Option(help="End with last-layer retraining; default: where select rows are for it."),
+        typer.Option(help="End with last-layer retraining; default: if select rows favour it."),
     ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
