@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from surgeon_cli.main import app
@@ -339,3 +340,11 @@ def test_damaged_results_are_one_line(folders, content, match):
     shown = CliRunner().invoke(app, ["bench", "table", *map(str, folders)])
     assert shown.exit_code == 1
     assert len(shown.stderr.splitlines()) == 1
+
+
+def test_the_tables_of_the_documentation_are_those_of_its_results():
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    shown = CliRunner().invoke(app, ["bench", "table", str(docs / "benchmarks")])
+    assert shown.exit_code == 0
+    text = (docs / "benchmarks.md").read_text("utf-8")
+    assert text.endswith(shown.stdout)
