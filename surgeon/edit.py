@@ -46,6 +46,28 @@ class UnitMask:
     """Where a dropped unit is zeroed."""
 
 
+def kept_weights(
+    masks: Mapping[str, Tensor], units: Mapping[str, UnitMask], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Put masks of weights and of units together, so that what both drop counts once.
+
+    Args:
+        masks: As in `Edit`.
+        units: As in `Edit`.
+        tensors: The base's parameters by name.
+
+    Returns:
+        Parameter name to bool mask of its shape, for everything that has gates.
+    """
+    kept = dict(masks)
+    for module, unit in units.items():
+        name = f"{module}.weight"
+        shape = tensors[name].shape
+        rows = unit.keep.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+        kept[name] = rows & kept[name] if name in kept else rows
+    return kept
+
+
 @dataclass(frozen=True, eq=False)
 class Erasure:
     """The affine map r(z) = z - left right (z - mean), rank k.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.edit import Fold, UnitMask
+from surgeon.edit import Fold, UnitMask, kept_weights
 from surgeon.errors import IncompatibleError
 
 if TYPE_CHECKING:
@@ -298,12 +298,8 @@ class Gates:
 
     def sparsity(self) -> float:
         """Return the share of gated weights that their own gate or their unit's closes."""
-        kept = self.masks()
-        for name, unit in self.units().items():
-            weight = self._base[f"{name}.weight"]
-            rows = unit.keep.reshape(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)
-            kept[f"{name}.weight"] = rows & kept.get(f"{name}.weight", rows)
-        return sum(int((~k).sum()) for k in kept.values()) / sum(k.numel() for k in kept.values())
+        kept = kept_weights(self.masks(), self.units(), self._base).values()
+        return sum(int((~k).sum()) for k in kept) / sum(k.numel() for k in kept)
 
     def snapshot(self) -> list[Tensor]:
         """Copy the logits."""

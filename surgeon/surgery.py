@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from surgeon.edit import Edit
+from surgeon.edit import Edit, kept_weights
 from surgeon.errors import ArtefactError, IncompatibleError
 from surgeon.subject import Subject
 
@@ -126,11 +126,12 @@ def prove(subject: Subject, edit: Edit, folded: Subject, x: Tensor) -> float:
 
 def layer_rows(subject: Subject, edit: Edit) -> list[LayerRow]:
     """Tabulate what the masks leave of every convolution and linear layer, in module order."""
-    rows = []
+    kept, rows = kept_weights(edit.masks, edit.units, subject.tensors()), []
     for name, module in subject.net.named_modules():
         kind = type(module).__name__
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            rows.append(_layer_row(name, kind, kept_weights(subject, edit, name)))
+            every = torch.ones(module.weight.shape, dtype=torch.bool)
+            rows.append(_layer_row(name, kind, kept.get(f"{name}.weight", every)))
         for parameter, _ in module.named_parameters(recurse=False):
             masked = f"{name}.{parameter}" if name else parameter
             # The packed projections of nn.MultiheadAttention belong to no module of their own.
@@ -146,24 +147,11 @@ def _layer_row(name: str, kind: str, keep: Tensor) -> LayerRow:
     )
 
 
-def kept_weights(subject: Subject, edit: Edit, module: str) -> Tensor:
-    """Return which weights of a module the masks keep, bool of the weight's shape."""
-    weight = subject.net.get_submodule(module).weight
-    assert isinstance(weight, Tensor)
-    keep = edit.masks.get(f"{module}.weight", torch.ones(weight.shape, dtype=torch.bool))
-    if module in edit.units:
-        unit = edit.units[module].keep
-        keep = keep & unit.reshape(-1, *[1] * (weight.dim() - 1))
-    return keep
-
-
 def sparsity(subject: Subject, edit: Edit) -> Sparsity:
     """Count what the masks remove."""
-    if not edit.masks and not edit.units:
+    if not edit.masked:
         return Sparsity(None, None, None)
-    # A layer may have gates of both kinds.
-    units_of = {f"{name}.weight": kept_weights(subject, edit, name) for name in edit.units}
-    masks = {**edit.masks, **units_of}.values()
+    masks = kept_weights(edit.masks, edit.units, subject.tensors()).values()
     pruned = sum(int((~mask).sum()) for mask in masks)
     units = [unit.keep for unit in edit.units.values()]
     return Sparsity(

@@ -300,6 +300,9 @@ CASES = {
     "gates on classes": Case(
         code=2, words="expected unstructured", args="--gate-head --mode structured"
     ),
+    "gated head refitted": Case(
+        code=2, words="--refit-head: found with --gate-head", args="--gate-head --refit-head"
+    ),
     "sweep of words": Case(code=2, words="expected gamma=2,5,10,20", args="--sweep gamma=a"),
     "sweep of another": Case(code=2, words="--sweep: found 'lr=1'", args="--sweep lr=1"),
     "sweep out of range": Case(code=2, words="found -2.0", args="--sweep gamma=1,-2"),

@@ -78,8 +78,8 @@ class FFW(Method):
         the head. Units close on the way: 75 % of those that make the features, one each, where
         there are such, and in structured masks 40 % of all; single weights of the others are
         masked. Of this edit, the same with a head refitted behind the erasure, and such a head on
-        the unmasked encoder (only unless gamma was given) the one of least loss on select rows
-        is returned.
+        the unmasked encoder (unless gamma was given) the one of least loss on select rows is
+        returned.
     """
 
     name: ClassVar[str] = "ffw"
