@@ -16,8 +16,8 @@ def test_a_stack_learns_what_networks_of_their_own_learn(depth):
     for fold in range(3):
         layers = [nn.Linear(4, 256), *[nn.Linear(256, 256)] * (depth - 1), nn.Linear(256, 3)]
         for position, layer in enumerate(layers):
-            layer.weight.data = stack._layers[2 * position][fold].detach().T.clone()
-            layer.bias.data = stack._layers[2 * position + 1][fold, 0].detach().clone()
+            layer.weight.data = stack._layers[2 * position][fold].T.clone()
+            layer.bias.data = stack._layers[2 * position + 1][fold, 0].clone()
         modules = [x for layer in layers for x in (layer, nn.ReLU())][:-1]
         nets.append(nn.Sequential(*modules))
     optimizers = [torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2) for net in nets]
@@ -39,7 +39,8 @@ def test_a_stack_learns_what_networks_of_their_own_learn(depth):
             (loss * weights[fold, rows]).mean().backward()
             optimizers[fold].step()
     for place, fold in enumerate([1, 2]):
-        ours = stacked_mlp._forward([x[place : place + 1] for x in stack._layers], inputs[:1])[0]
+        layers = [x[place : place + 1] for x in stack._layers]
+        ours = stacked_mlp._activations(layers, inputs[:1])[-1][0]
         torch.testing.assert_close(ours, nets[fold](inputs[0]), rtol=1e-4, atol=1e-5)
 
 
@@ -81,7 +82,9 @@ def test_a_fold_out_of_patience_is_dropped_and_the_others_go_on(monkeypatch):
     assert stack.score.tolist() == pytest.approx([1, 1])
 
 
-def test_predictions_follow_the_folds_and_the_seed(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_predictions_follow_the_folds_and_the_seed(monkeypatch, dtype):
+    monkeypatch.setattr(stacked_mlp, "_product_dtype", lambda: dtype)
     monkeypatch.setattr(stacked_mlp, "_EPOCHS", 40)
     monkeypatch.setattr(stacked_mlp, "_BATCH", 32)
     generator = torch.Generator().manual_seed(0)
