@@ -48,6 +48,13 @@ def test_no_layer_loses_more_than_its_share():
     assert [int((logit < 0).sum()) for logit in closing.logits] == [8, 2]
 
 
+def test_a_layer_keeps_what_it_needs():
+    closing = UnitClosing(logits(10, 10), 0.5, [9, 0])
+    run(closing, [torch.full((10,), 0.01), torch.full((10,), 5.0)])
+    assert [int((logit < 0).sum()) for logit in closing.logits] == [1, 8]
+    assert closing.finished
+
+
 @pytest.mark.parametrize(("sizes", "share"), [((1, 1), 0.9), ((3,), 0.0)])
 def test_what_cannot_be_closed_is_no_endless_search(sizes, share):
     closing = UnitClosing(logits(*sizes), share)

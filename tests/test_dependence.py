@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from surgeon.dependence import hsic, scatter
+from surgeon.dependence import hsic, scatter, within_classes
 
 
 def rows(n=400, width=6, values=4):
@@ -38,6 +38,24 @@ def test_hsic_tells_dependence_of_any_shape_from_none():
     assert float(hsic(point, labels)) == pytest.approx(1, abs=0.01)
     order = torch.randperm(len(labels), generator=generator)
     assert float(hsic(x + labels[:, None], labels[order])) < 0.05
+
+
+def test_many_rows_are_read_in_parts():
+    x, labels, _ = rows(n=2000)
+    x = x + labels[:, None]
+    parts = torch.stack([hsic(x[i::2], labels[i::2]) for i in (0, 1)])
+    torch.testing.assert_close(hsic(x, labels), parts.mean())
+
+
+def test_within_classes_the_bias_shows_where_the_class_hides_it():
+    noise, target, generator = rows()
+    bias = torch.randint(2, (len(target),), generator=generator)
+    x = 10 * torch.nn.functional.one_hot(target, 6) + 0.1 * noise + 0.3 * bias[:, None]
+    inside = within_classes(x, target, 4)
+    for value in range(4):
+        torch.testing.assert_close(inside[target == value].mean(0), torch.zeros(6).double())
+    assert float(hsic(x, bias)) < 0.05
+    assert float(hsic(inside, bias)) > 0.3
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from surgeon.data import extract
-from surgeon.dependence import scatter
-from surgeon.gates import weight_sites
+from surgeon.dependence import hsic, scatter, within_classes
+from surgeon.gates import bottleneck_sites, weight_sites
 from surgeon.methods import DFR, FFW
 from surgeon.methods.base import (
     device_changes,
@@ -183,6 +183,8 @@ def first_step(toy, settings):
     loss = nn.functional.cross_entropy(logits, target)
     loss = loss + settings.gamma * search.bias_term(features, [bias])
     loss = loss + search.scatter_weight * scatter(features, target, 2)
+    inside = within_classes(features, target, 2)
+    loss = loss + settings.within * hsic(inside, bias)
     expected = torch.autograd.grad(loss, search.gates.logits)
     return search, expected, lambda: search.step(x, target, [bias], {})
 
@@ -196,6 +198,31 @@ def test_gates_follow_task_and_bias_term(toy, gamma, recipe):
     for logit, grad in zip(search.gates.logits, expected, strict=True):
         torch.testing.assert_close(logit.grad, grad)
     assert 0.1 < float(told) <= 1
+
+
+def test_steps_rise_for_a_tenth_of_the_search_and_fall_to_nothing(toy):
+    settings = FFW(epochs=10).settings()
+    search = Search(toy.subject, toy.data, weight_sites(toy.subject), settings, seed=0)
+    steps = settings.epochs * -(-len(toy.data.fit) // search.batch_size)
+    paces = [search._pace(step) for step in range(steps + 1)]
+    top = paces.index(max(paces))
+    assert paces[0] < 0.2
+    assert paces[: top + 1] == sorted(paces[: top + 1])
+    assert 0.05 * steps <= top <= 0.15 * steps
+    assert paces[top:] == sorted(paces[top:], reverse=True)
+    assert paces[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_features_enough_for_classes_and_biases_stay(planted):
+    settings = replace(FFW().settings(), units_off=1.0)
+    sites = FFW().sites(planted.subject)
+    search = Search(planted.subject, planted.data, sites, settings, seed=0)
+    (made,) = bottleneck_sites(planted.subject)
+    assert search.closing is not None
+    search.closing.step(0.5)
+    # Two directions for three classes, two for three values of the bias, all that twice.
+    assert int((search.gates.logits[search.gates.sites.index(made)] >= 0).sum()) == 8
+    assert made.shape == (24,)
 
 
 def test_classes_are_drawn_together_less_where_the_bias_goes_with_them(toy, rows_of):

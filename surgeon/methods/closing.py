@@ -25,15 +25,19 @@ class UnitClosing:
     Args:
         logits: `[U]` gate logits per module, all open; their `grad` is read, their values are set.
         share: Of all units, to be closed at the end.
+        least: Units that each layer keeps at least; none given, a fifth.
 
     Source:
         Molchanov and others, Importance estimation for neural network pruning, CVPR 2019, eq. 8,
         for gates. The running mean and the schedule are ours.
     """
 
-    def __init__(self, logits: Sequence[Tensor], share: float) -> None:
+    def __init__(
+        self, logits: Sequence[Tensor], share: float, least: Sequence[int] | None = None
+    ) -> None:
         self.logits, self.share = tuple(logits), share
         self.needs = [torch.zeros_like(logit) for logit in self.logits]
+        self._keep = least or [0] * len(self.logits)
         self._total = sum(logit.numel() for logit in self.logits)
         self._closed = 0
 
@@ -68,9 +72,11 @@ class UnitClosing:
     def _least(self) -> tuple[int, int] | None:
         """Find the open unit of least need, among layers that may lose another."""
         best, found = float("inf"), None
-        for layer, (need, logit) in enumerate(zip(self.needs, self.logits, strict=True)):
+        layers = zip(self.needs, self.logits, self._keep, strict=True)
+        for layer, (need, logit, keep) in enumerate(layers):
             open_units = logit >= 0
-            if int((~open_units).sum()) + 1 > _MOST * len(logit):
+            left = int(open_units.sum()) - 1
+            if left < max(keep, (1 - _MOST) * len(logit)):
                 continue
             values = torch.where(open_units, need, float("inf"))
             value, unit = values.min(0)

@@ -28,12 +28,14 @@ Mode = Literal["unstructured", "structured"]
 
 _DEFAULT = Recipe(
     gamma=0.1,
-    scatter=1,
+    scatter=0.5,
+    within=0.2,
     lr=2e-2,
     epochs=40,
     batch_size=50,
     batches=16,
     cosine=True,
+    warm_up=0.1,
     initial=0.1,
     hard=True,
     head_lr=1e-2,
@@ -66,20 +68,22 @@ class FFW(Method):
     """Search a mask over the frozen encoder's weights (eq. 8) or units (eq. 9).
 
     Objective: cross-entropy + gamma times the mean over biases of the normalised HSIC between the
-    bias and the bottleneck + the share of the bottleneck's variance that lies within classes. The
-    paper's (eq. 10) has the mutual information of the bias and what a linear head reads instead,
-    and no third term. None takes the recipe's own value.
+    bias and the bottleneck + 0.2 times the same of the bottleneck less its class means + 0.5 times
+    the share of its variance that lies within classes. The paper's (eq. 10) has the mutual
+    information of the bias and what a linear head reads instead, and no more. None takes the
+    recipe's own value.
 
     Source:
         Nahon and others, Debiasing surgeon: fantastic weights and how to find them, ECCV 2024.
         `recipe="paper"` follows its text. By default gates are hard with a pass-through gradient,
-        the head is trained beside them, BatchNorm uses batch statistics and is recalibrated, the
-        epoch of least objective on select rows is kept, and a closed-form erasure is folded into
-        the head. Units close on the way: 75 % of those that make the features, one each, where
-        there are such, and in structured masks 40 % of all; single weights of the others are
-        masked. Of this edit, the same with a head refitted behind the erasure, and such a head on
-        the unmasked encoder (unless gamma was given) the one of least loss on select rows is
-        returned.
+        the head is trained beside them after a warm-up, BatchNorm uses batch statistics and is
+        recalibrated, the epoch of least objective on select rows is kept, and a closed-form
+        erasure is folded into the head. Units close on the way: 75 % of those that make the
+        features, one each, where there are such, and in structured masks 40 % of all, but as many
+        features stay as leave twice the directions of classes and biases; single weights of the
+        others are masked. Of this edit, the same with a head refitted behind the erasure, and such
+        a head on the unmasked encoder (unless gamma was given) the one of least loss on select
+        rows is returned.
     """
 
     name: ClassVar[str] = "ffw"

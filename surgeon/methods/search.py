@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from surgeon.data import Data, Outputs, Rows, extract
-from surgeon.dependence import scatter
-from surgeon.gates import Gates, GateSite
+from surgeon.dependence import hsic, scatter, within_classes
+from surgeon.gates import Gates, GateSite, bottleneck_sites
 from surgeon.methods.base import Progress, gather_biases, select_accuracy, select_loss
 from surgeon.methods.bias_term import BiasTerm, Dependence, HeadInformation
 from surgeon.methods.closing import UnitClosing
@@ -34,6 +34,8 @@ class Recipe:
     """Read the biases with trained heads instead of HSIC."""
     scatter: float = 0.0
     """Weight of the features' scatter within classes, in rows whose bias tells no class."""
+    within: float = 0.0
+    """Weight of what the biases have to do with that scatter (HSIC)."""
     lr: float
     """Adam step on the gate logits."""
     epochs: int
@@ -49,6 +51,8 @@ class Recipe:
     """Share of the gated units to close on the way, in unit gates beside weight gates."""
     cosine: bool = False
     """Let the step size fall to zero along a half cosine."""
+    warm_up: float = 0.0
+    """Share of the search over which the step size rises from zero."""
     hard: bool = False
     """0/1 gates in the forward pass instead of soft ones."""
     refit_bias_heads: bool = False
@@ -92,21 +96,30 @@ class Search:
         self.scatter_weight = settings.scatter and settings.scatter * (1 - self._bound())
         self._batches = max(1, -(-len(data.fit) // self.batch_size))
         moved, closed = self._split_gates()
-        self.closing = UnitClosing(closed, settings.units_off or 0.0) if closed else None
-        groups = [{"params": moved, "lr": settings.lr}]
+        self.closing = self._new_closing(closed) if closed else None
+        groups = [{"params": [self.gates.logits[i] for i in moved], "lr": settings.lr}]
         if self.head:
             groups.append({"params": [*self.head.values()], "lr": settings.head_lr})
         self.optimiser = torch.optim.Adam(groups, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._pace)
         self._best_objective, self._waited = float("inf"), 0
 
-    def _split_gates(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Tell gates that the optimiser moves from unit gates that are closed one by one."""
-        pairs = list(zip(self.gates.sites, self.gates.logits, strict=True))
+    def _split_gates(self) -> tuple[list[int], list[int]]:
+        """Tell sites whose gates the optimiser moves from those of units closed one by one."""
+        sites = self.gates.sites
         if self.settings.units_off is None:
-            return [logit for _, logit in pairs], []
-        whole = [logit for site, logit in pairs if site.folds[0].dim is None]
-        return whole, [logit for site, logit in pairs if site.folds[0].dim is not None]
+            return list(range(len(sites))), []
+        whole = [i for i, site in enumerate(sites) if site.folds[0].dim is None]
+        return whole, [i for i, site in enumerate(sites) if site.folds[0].dim is not None]
+
+    def _new_closing(self, closed: Sequence[int]) -> UnitClosing:
+        """Close no more features than leave twice the directions of classes and biases."""
+        groups, makers = self.data.fit.groups, {s.name for s in bottleneck_sites(self.subject)}
+        directions = groups.num_classes - 1 + sum(groups.num_values(k) - 1 for k in groups.fitted)
+        least = [2 * directions * (self.gates.sites[i].name in makers) for i in closed]
+        return UnitClosing(
+            [self.gates.logits[i] for i in closed], self.settings.units_off or 0.0, least
+        )
 
     def _trained_head(self) -> dict[str, Tensor]:
         if self.settings.head_lr is None:
@@ -129,13 +142,14 @@ class Search:
         rows = self.data.fit
         targets = one_hot(rows.groups.target, rows.groups.num_classes).float()
         biases = gather_biases(rows, torch.arange(len(rows)), torch.device("cpu"))
-        return max(float(Dependence()(targets, [bias])) for bias in biases)
+        return max(float(hsic(targets, bias)) for bias in biases)
 
     def _pace(self, step: int) -> float:
         """Return the share of the step size that is left after some steps."""
-        if not self.settings.cosine:
-            return 1.0
-        return (1 + math.cos(math.pi * self._passed(step))) / 2
+        pace = (1 + math.cos(math.pi * self._passed(step))) / 2 if self.settings.cosine else 1.0
+        if self._passed(step) < self.settings.warm_up:
+            pace *= self._passed(step + 1) / self.settings.warm_up
+        return pace
 
     def _passed(self, step: int) -> float:
         return min(1.0, step / (self._batches * self.settings.epochs))
@@ -161,6 +175,9 @@ class Search:
         loss = task + self.settings.gamma * told
         if self.scatter_weight:
             loss = loss + self.scatter_weight * scatter(features, target, self.subject.num_classes)
+        if self.settings.within:
+            inside = within_classes(features, target, self.subject.num_classes)
+            loss = loss + self.settings.within * Dependence()(inside, biases)
         # A layer that the forward pass never calls has gradient zero.
         learned = [*self.gates.logits, *self.head.values()]
         grads = torch.autograd.grad(loss, learned, materialize_grads=True)
