@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
+
+from surgeon.errors import OptionError
 
 Scale = Literal["small", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One cell of a benchmark; equal settings give equal bytes."""
+    """One cell of a benchmark; equal settings give equal bytes.
+
+    Raises:
+        OptionError: A value that no benchmark could have.
+    """
 
     benchmark: str
     """Registry key, for example `biased-mnist`."""
@@ -26,6 +33,16 @@ class Setting:
     """Labelled rows for fit and select together; None: the benchmark's own."""
     label_rho: float | None = None
     """Share of labelled rows that follow the shortcut; None: unbiased."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("small", "paper"):
+            raise OptionError(f"--scale: found '{self.scale}', expected small or paper")
+        for name, share in (("rho", self.rho), ("label-rho", self.label_rho)):
+            if share is not None and not 0 <= share <= 1:  # NaN too
+                raise OptionError(f"--{name}: found {share}, expected 0 to 1")
+        for name, number, least in (("seed", self.seed, 0), ("rows", self.rows, 1)):
+            if number is not None and not least <= number < math.inf:
+                raise OptionError(f"--{name}: found {number}, expected {least} or more")
 
 
 @dataclass(frozen=True, eq=False)

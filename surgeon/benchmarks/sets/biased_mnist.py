@@ -9,7 +9,6 @@ import numpy as np
 from surgeon.benchmarks.colours import paint_ground
 from surgeon.benchmarks.protocol import BenchSet, Setting, Training
 from surgeon.benchmarks.sets.mnist_frames import divide_for_convolutions
-from surgeon.benchmarks.sets.parts import check_setting
 
 # From here on the network sees nothing but colour, and more passes only fit the exceptions.
 _EXTREME = 0.999
@@ -40,7 +39,6 @@ def biased_mnist(setting: Setting) -> BenchSet:
         Bahng and others, Learning de-biased representations with biased representations, ICML 2020;
         the training of IRENE, VCBA and FFW at the paper's scale.
     """
-    check_setting(setting)
     rho = 0.99 if setting.rho is None else setting.rho
     divided = divide_for_convolutions(setting, rho, _paint)
     return divided.bench_set(*net_and_training(setting, rho))

@@ -9,7 +9,6 @@ from surgeon.benchmarks.dealing import draw_and_rest, stratified_draw
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
 from surgeon.benchmarks.sets.corrupted_cifar10 import SMALL_TRAINING
 from surgeon.benchmarks.sets.parts import (
-    check_setting,
     fit_and_select,
     labelled_rows,
     make_part,
@@ -51,7 +50,6 @@ def cifar10s(setting: Setting) -> BenchSet:
         Wang and others, Towards fairness in visual recognition, CVPR 2020; used by GBA, which fits
         on the skewed rows themselves. Ours are drawn by the seed, theirs once.
     """
-    check_setting(setting)
     rho = 0.95 if setting.rho is None else setting.rho
     label_rho = 0.5 if setting.label_rho is None else setting.label_rho
     train, test = cifar10("train"), cifar10("test")

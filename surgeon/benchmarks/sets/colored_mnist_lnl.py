@@ -8,7 +8,6 @@ from surgeon.benchmarks.colours import LNL, jitter, paint_digit
 from surgeon.benchmarks.protocol import BenchSet, Setting
 from surgeon.benchmarks.sets.biased_mnist import net_and_training
 from surgeon.benchmarks.sets.mnist_frames import divide_for_convolutions
-from surgeon.benchmarks.sets.parts import check_setting
 from surgeon.errors import OptionError
 
 
@@ -30,7 +29,6 @@ def colored_mnist_lnl(setting: Setting, *, variance: float = 0.02) -> BenchSet:
         Kim and others, Learning not to learn, CVPR 2019; used by CSAD. We deal the mean colours of
         unbiased rows by count instead of drawing them, and train the networks of Biased MNIST.
     """
-    check_setting(setting)
     if not 0 < variance < 1:
         raise OptionError(f"variance: found {variance}, expected a number between 0 and 1")
 

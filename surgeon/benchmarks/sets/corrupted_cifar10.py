@@ -16,7 +16,6 @@ from surgeon.benchmarks.dealing import (
 )
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
 from surgeon.benchmarks.sets.parts import (
-    check_setting,
     fit_and_select,
     labelled_rows,
     make_part,
@@ -61,7 +60,6 @@ def corrupted_cifar10(setting: Setting) -> BenchSet:
         augmentation, NeurIPS 2021, whose files FFW uses, with fog in the place of frost, which
         needs photographs. FFW's ResNet-18 has the stem for large images, ours the one for CIFAR.
     """
-    check_setting(setting)
     rho = 0.95 if setting.rho is None else setting.rho
     train, test = cifar10("train"), cifar10("test")
     small = setting.scale == "small"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
 from surgeon.benchmarks.sets.parts import (
-    check_setting,
     fit_and_select,
     labelled_rows,
     make_part,
@@ -33,7 +32,8 @@ def digits(setting: Setting) -> BenchSet:
     Raises:
         OptionError: The setting cannot be honoured.
     """
-    check_setting(setting, scales=("small",))
+    if setting.scale != "small":
+        raise OptionError(f"--scale: found '{setting.scale}', expected small, which digits has")
     net = setting.net or "test_efficientnet"
     if net not in RECIPES:
         raise OptionError(

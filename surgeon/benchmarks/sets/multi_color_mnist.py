@@ -9,7 +9,6 @@ import numpy as np
 from surgeon.benchmarks.colours import LFF, jitter, paint_halves
 from surgeon.benchmarks.protocol import BenchSet, Setting, Training
 from surgeon.benchmarks.sets.mnist_frames import divide_for_perceptrons
-from surgeon.benchmarks.sets.parts import check_setting
 from surgeon.errors import OptionError
 
 _LEFT, _RIGHT = 0.99, 0.95
@@ -30,7 +29,6 @@ def multi_color_mnist(setting: Setting) -> BenchSet:
         Li and others, Discover and mitigate unknown biases with debiasing alternate networks
         (DebiAN), ECCV 2022; used by VCBA and FFW.
     """
-    check_setting(setting)
     if setting.rho is not None:
         raise OptionError(
             f"--rho: {setting.benchmark} has two fixed correlations, {_LEFT} left and {_RIGHT} "

@@ -1,9 +1,8 @@
-"""What the sets have in common: settings checked, parts made and cut."""
+"""What the sets have in common: rows counted, parts made and cut."""
 
 from __future__ import annotations
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor
 
@@ -13,26 +12,6 @@ from surgeon.errors import OptionError
 # Select rows that a short labelled file keeps at least, though never more than a third.
 _FLOOR = 50
 _FEWEST = 20
-
-
-def check_setting(setting: Setting, *, scales: tuple[str, ...] = ("small", "paper")) -> None:
-    """Raise unless every value of a setting can be honoured.
-
-    Raises:
-        OptionError: One cannot.
-    """
-    for option, value in (("--rho", setting.rho), ("--label-rho", setting.label_rho)):
-        if value is not None and not 0 <= value <= 1:
-            raise OptionError(f"{option}: found {value}, expected a share from 0 to 1")
-    if setting.scale not in scales:
-        raise OptionError(
-            f"--scale: {setting.benchmark} has no scale '{setting.scale}', expected "
-            f"{' or '.join(scales)}"
-        )
-    if setting.seed < 0:
-        raise OptionError(f"--seed: found {setting.seed}, expected 0 or more")
-    if setting.net is not None and not timm.is_model(setting.net):
-        raise OptionError(f"--net: '{setting.net}' is not a model of timm")
 
 
 def labelled_rows(setting: Setting, default: int, most: int) -> int:
