@@ -214,7 +214,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def no_probes(monkeypatch):
-    """Spare the probes, which take most of a benchmark's time: each reads one half."""
+    """Spare the probes, which take most of the time, where leakage is not looked at."""
     score = ProbeScore(0.5, 0.4, 0.6, 0.5, 80, True)
     monkeypatch.setattr(Prober, "score", lambda *_, **__: score)
 

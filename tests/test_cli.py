@@ -19,9 +19,7 @@ from surgeon_cli.main import app
 from typer.testing import CliRunner
 
 import surgeon
-from surgeon.findings import ProbeScore
 from surgeon.measure import Ruler
-from surgeon.probes import Prober
 
 ROOT = Path(__file__).parents[1]
 MODEL = "model.safetensors"
@@ -80,13 +78,6 @@ def copy(home, tmp_path, monkeypatch):
     shutil.copytree(home, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
     return tmp_path / "home"
-
-
-@pytest.fixture
-def no_probes(monkeypatch):
-    """Spare the probes, which take most of the time, where leakage is not looked at."""
-    score = ProbeScore(0.5, 0.4, 0.6, 0.5, 12, True)
-    monkeypatch.setattr(Prober, "score", lambda *_, **__: score)
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)

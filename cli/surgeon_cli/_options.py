@@ -1,8 +1,9 @@
-"""Flags that several commands share, and their reading into the library's arguments."""
+"""Flags that several commands share, in groups, and their reading into the library's arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,58 +66,115 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option(help="No progress on stderr.")]
 
 
-def load_subject(checkpoint: Path, options: dict[str, Any]) -> Subject:
-    """Load the checkpoint with the network, preprocessing and device flags of a command."""
-    import torch
+@dataclass(frozen=True, kw_only=True)
+class ComputeFlags:
+    """Where a network runs, and how precisely."""
 
-    import surgeon
-
-    dtype = options["amp_dtype"]
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise surgeon.OptionError(f"--amp-dtype: found '{dtype}', expected bfloat16 or float16")
-    device = surgeon.find_device(options["device"])
-    amp = device.type == "cuda" if options["amp"] is None else options["amp"]
-    names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    return surgeon.load(
-        checkpoint,
-        arch=options["arch"],
-        factory=options["factory"],
-        model_kwargs=dict(_pair("--model-kwargs", text) for text in options["model_kwargs"]),
-        preprocessing={name: options[name] for name in names},
-        device=str(device),
-        amp_dtype=dtypes[dtype] if amp else None,
-    )
+    device: Device = "auto"
+    amp: Amp = None
+    amp_dtype: AmpDtype = "bfloat16"
 
 
-def load_data(subject: Subject, bias_labels: Path, options: dict[str, Any]) -> Data:
-    """Read the labelled set with the label flags of a command."""
-    import surgeon
+@dataclass(frozen=True, kw_only=True)
+class ComputeOnCpuFlags(ComputeFlags):
+    """The same for what is done on the CPU unless the user asks otherwise."""
 
-    return surgeon.read_data(
-        subject,
-        bias_labels,
-        images=options["images"],
-        target_col=options["target_col"],
-        bias_cols=options["bias_col"],
-        audit_cols=options["audit_col"],
-        sixteen_bit=options["sixteen_bit"],
-        workers=options["workers"],
-    )
+    device: Device = "cpu"
 
 
-def read_measures(data: Data, options: dict[str, Any]) -> Measures:
-    """Read the flags that say how results are measured."""
-    import surgeon
+@dataclass(frozen=True, kw_only=True)
+class NetworkFlags:
+    """Which network a checkpoint is of, and what it is fed."""
 
-    counts = options["train_counts"]
-    return surgeon.Measures(
-        aligned=_aligned(options["aligned"]),
-        min_group=options["min_group"],
-        train_counts=surgeon.read_train_counts(counts, data.report.groups) if counts else None,
-        with_finetune=options.get("with_finetune", False),
-        seed=options["seed"],
-    )
+    arch: Arch = None
+    factory: Factory = None
+    model_kwargs: ModelKwargs = field(default_factory=list)
+    input_size: InputSize = None
+    mean: Mean = None
+    std: Std = None
+    interpolation: Interpolation = None
+    crop_pct: CropPct = None
+    crop_mode: CropMode = None
+
+    def load(self, checkpoint: Path, compute: ComputeFlags) -> Subject:
+        """Load the checkpoint."""
+        import torch
+
+        import surgeon
+
+        dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        if compute.amp_dtype not in dtypes:
+            raise surgeon.OptionError(
+                f"--amp-dtype: found '{compute.amp_dtype}', expected bfloat16 or float16"
+            )
+        device = surgeon.find_device(compute.device)
+        amp = device.type == "cuda" if compute.amp is None else compute.amp
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        return surgeon.load(
+            checkpoint,
+            arch=self.arch,
+            factory=self.factory,
+            model_kwargs=dict(_pair("--model-kwargs", text) for text in self.model_kwargs),
+            preprocessing={name: getattr(self, name) for name in names},
+            device=str(device),
+            amp_dtype=dtypes[compute.amp_dtype] if amp else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFlags:
+    """What the columns of a label file are."""
+
+    images: Images = None
+    target_col: TargetCol = "target"
+    bias_col: BiasCol = field(default_factory=lambda: ["bias"])
+    audit_col: AuditCol = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFlags(LabelFlags):
+    """The same, and how images are read."""
+
+    sixteen_bit: SixteenBit = None
+    workers: Workers = None
+
+    def read(self, subject: Subject, bias_labels: Path) -> Data:
+        """Read the labelled set."""
+        import surgeon
+
+        return surgeon.read_data(
+            subject,
+            bias_labels,
+            images=self.images,
+            target_col=self.target_col,
+            bias_cols=self.bias_col,
+            audit_cols=self.audit_col,
+            sixteen_bit=self.sixteen_bit,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureFlags:
+    """How results are measured."""
+
+    aligned: Aligned = field(default_factory=list)
+    train_counts: TrainCounts = None
+    min_group: MinGroup = 10
+    seed: Seed = 0
+
+    def read(self, data: Data, *, with_finetune: bool = False) -> Measures:
+        """Read the way to measure on some data."""
+        import surgeon
+
+        counts = self.train_counts
+        return surgeon.Measures(
+            aligned=_aligned(self.aligned),
+            min_group=self.min_group,
+            train_counts=surgeon.read_train_counts(counts, data.report.groups) if counts else None,
+            with_finetune=with_finetune,
+            seed=self.seed,
+        )
 
 
 def _pair(flag: str, text: str) -> tuple[str, Any]:

@@ -10,21 +10,19 @@ import typer
 from surgeon_cli import _options as opt
 from surgeon_cli._console import Progress
 from surgeon_cli._errors import reports_errors
+from surgeon_cli._groups import takes_groups
 from surgeon_cli._run import default_out, prune_and_export
 
 
 @reports_errors
+@takes_groups
 def prune(
     checkpoint: opt.Checkpoint,
     bias_labels: opt.BiasLabels,
-    images: opt.Images = None,
-    target_col: opt.TargetCol = "target",
-    bias_col: opt.BiasCol = ["bias"],  # noqa: B006
-    audit_col: opt.AuditCol = [],  # noqa: B006
-    sixteen_bit: opt.SixteenBit = None,
-    aligned: opt.Aligned = [],  # noqa: B006
-    train_counts: opt.TrainCounts = None,
-    min_group: opt.MinGroup = 10,
+    rows: opt.RowFlags,
+    measures: opt.MeasureFlags,
+    network: opt.NetworkFlags,
+    compute: opt.ComputeFlags,
     mode: Annotated[str, typer.Option(help="unstructured or structured.")] = "unstructured",
     recipe: Annotated[str, typer.Option(help="default or paper.")] = "default",
     gamma: Annotated[float | None, typer.Option(help="Weight of the bias term.")] = None,
@@ -49,20 +47,6 @@ def prune(
     sweep: Annotated[
         str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
     ] = None,
-    arch: opt.Arch = None,
-    factory: opt.Factory = None,
-    model_kwargs: opt.ModelKwargs = [],  # noqa: B006
-    input_size: opt.InputSize = None,
-    mean: opt.Mean = None,
-    std: opt.Std = None,
-    interpolation: opt.Interpolation = None,
-    crop_pct: opt.CropPct = None,
-    crop_mode: opt.CropMode = None,
-    device: opt.Device = "auto",
-    amp: opt.Amp = None,
-    amp_dtype: opt.AmpDtype = "bfloat16",
-    workers: opt.Workers = None,
-    seed: opt.Seed = 0,
     with_finetune: opt.WithFinetune = False,
     out: opt.Out = None,
     force: opt.Force = False,
@@ -70,7 +54,6 @@ def prune(
     quiet: opt.Quiet = False,
 ) -> None:
     """Search a mask over the frozen weights (FFW), prove it, and export the debiased model."""
-    options = dict(locals())
     import surgeon
 
     where = out or default_out(checkpoint)
@@ -86,7 +69,7 @@ def prune(
         recalibrate=recalibrate,
         erase_head=erase_head,
         refit_head=refit_head,
-        seed=seed,
+        seed=measures.seed,
     )
     tried = _read_sweep(sweep)
     for name, values in (tried or {}).items():
@@ -95,13 +78,13 @@ def prune(
     surgeon.check_out(where, force=force, inputs=(checkpoint, bias_labels))
     progress = Progress(quiet=quiet)
     progress.stage(f"reading {checkpoint} and {bias_labels}")
-    subject = opt.load_subject(checkpoint, options)
-    data = opt.load_data(subject, bias_labels, options)
+    subject = network.load(checkpoint, compute)
+    data = rows.read(subject, bias_labels)
     prune_and_export(
         subject,
         data,
         method,
-        opt.read_measures(data, options),
+        measures.read(data, with_finetune=with_finetune),
         where,
         command="surgeon prune",
         force=force,

@@ -1,0 +1,53 @@
+"""Groups of flags: a command takes a dataclass, its user sees one flag for each field."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each field of the dataclasses among its arguments.
+
+    Args:
+        command: Its arguments and their fields are annotated as typer wants them; every field has a
+            default, and no name stands twice.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    flags: list[inspect.Parameter] = []
+    for name, own in inspect.signature(command).parameters.items():
+        if name in groups:
+            flags += _flags(groups[name])
+        else:
+            flags.append(own.replace(annotation=hints[name]))
+
+    def wrapped(**given: Any) -> None:
+        made = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            for name, kind in groups.items()
+        }
+        command(**given, **made)
+
+    functools.update_wrapper(wrapped, command)
+    wrapped.__signature__ = inspect.Signature(flags)  # pyright: ignore
+    wrapped.__annotations__ = {flag.name: flag.annotation for flag in flags}
+    return wrapped
+
+
+def _flags(group: type) -> list[inspect.Parameter]:
+    hints, kind = (
+        get_type_hints(group, include_extras=True),
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return [
+        inspect.Parameter(f.name, kind, default=_default(f), annotation=hints[f.name])
+        for f in fields(group)
+    ]
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
