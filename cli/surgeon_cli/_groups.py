@@ -38,14 +38,16 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _flags(group: type) -> list[inspect.Parameter]:
-    hints, kind = (
-        get_type_hints(group, include_extras=True),
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
+def _flags(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
     return [
-        inspect.Parameter(f.name, kind, default=_default(f), annotation=hints[f.name])
-        for f in fields(group)
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=_default(field),
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
     ]
 
 
