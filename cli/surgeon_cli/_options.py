@@ -130,6 +130,15 @@ class LabelFlags:
     bias_col: BiasCol = field(default_factory=lambda: ["bias"])
     audit_col: AuditCol = field(default_factory=list)
 
+    def arguments(self) -> dict[str, Any]:
+        """Return them under the names of the library's readers."""
+        return {
+            "images": self.images,
+            "target_col": self.target_col,
+            "bias_cols": self.bias_col,
+            "audit_cols": self.audit_col,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowFlags(LabelFlags):
@@ -145,10 +154,7 @@ class RowFlags(LabelFlags):
         return surgeon.read_data(
             subject,
             bias_labels,
-            images=self.images,
-            target_col=self.target_col,
-            bias_cols=self.bias_col,
-            audit_cols=self.audit_col,
+            **self.arguments(),
             sixteen_bit=self.sixteen_bit,
             workers=self.workers,
         )

@@ -36,10 +36,7 @@ def inspect(
             bias_labels,
             num_classes=subject.num_classes,
             label_names=subject.label_names,
-            target_col=columns.target_col,
-            bias_cols=columns.bias_col,
-            audit_cols=columns.audit_col,
-            images=columns.images,
+            **columns.arguments(),
         )
     document = surgeon.inspect(subject, labels)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -14,6 +14,33 @@ from surgeon_cli._groups import takes_groups
 from surgeon_cli._run import default_out, prune_and_export
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchFlags:
+    """The settings of `surgeon.FFW`, its seed left out."""
+
+    mode: Annotated[str, typer.Option(help="unstructured or structured.")] = "unstructured"
+    recipe: Annotated[str, typer.Option(help="default or paper.")] = "default"
+    gamma: Annotated[float | None, typer.Option(help="Weight of the bias term.")] = None
+    epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None
+    lr: Annotated[float | None, typer.Option(help="Adam step on the gate logits.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Rows per gate step.")] = None
+    gate_head: Annotated[bool, typer.Option(help="Gate the head's weights too.")] = False
+    balance: Annotated[
+        str | None,
+        typer.Option(help="groups draws them equally often, none takes rows as they are."),
+    ] = None
+    recalibrate: Annotated[
+        bool | None, typer.Option(help="Carry recalibrated BatchNorm statistics.")
+    ] = None
+    erase_head: Annotated[
+        bool | None, typer.Option(help="Fold the closed-form erasure into the head.")
+    ] = None
+    refit_head: Annotated[
+        bool | None,
+        typer.Option(help="End with last-layer retraining; default: if select rows favour it."),
+    ] = None
+
+
 @reports_errors
 @takes_groups
 def prune(
@@ -23,27 +50,7 @@ def prune(
     measures: opt.MeasureFlags,
     network: opt.NetworkFlags,
     compute: opt.ComputeFlags,
-    mode: Annotated[str, typer.Option(help="unstructured or structured.")] = "unstructured",
-    recipe: Annotated[str, typer.Option(help="default or paper.")] = "default",
-    gamma: Annotated[float | None, typer.Option(help="Weight of the bias term.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Adam step on the gate logits.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per gate step.")] = None,
-    gate_head: Annotated[bool, typer.Option(help="Gate the head's weights too.")] = False,
-    balance: Annotated[
-        str | None,
-        typer.Option(help="groups draws them equally often, none takes rows as they are."),
-    ] = None,
-    recalibrate: Annotated[
-        bool | None, typer.Option(help="Carry recalibrated BatchNorm statistics.")
-    ] = None,
-    erase_head: Annotated[
-        bool | None, typer.Option(help="Fold the closed-form erasure into the head.")
-    ] = None,
-    refit_head: Annotated[
-        bool | None,
-        typer.Option(help="End with last-layer retraining; default: if select rows favour it."),
-    ] = None,
+    search: SearchFlags,
     sweep: Annotated[
         str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
     ] = None,
@@ -57,20 +64,7 @@ def prune(
     import surgeon
 
     where = out or default_out(checkpoint)
-    method = surgeon.FFW(
-        mode=mode,  # pyright: ignore[reportArgumentType]
-        recipe=recipe,  # pyright: ignore[reportArgumentType]
-        gamma=gamma,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        gate_head=gate_head,
-        balance=balance,  # pyright: ignore[reportArgumentType]
-        recalibrate=recalibrate,
-        erase_head=erase_head,
-        refit_head=refit_head,
-        seed=measures.seed,
-    )
+    method = surgeon.FFW(**vars(search), seed=measures.seed)
     tried = _read_sweep(sweep)
     for name, values in (tried or {}).items():
         for value in values:

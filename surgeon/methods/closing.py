@@ -25,7 +25,7 @@ class UnitClosing:
     Args:
         logits: `[U]` gate logits per module, all open; their `grad` is read, their values are set.
         share: Of all units, to be closed at the end.
-        least: Units that each layer keeps at least; none given, a fifth.
+        least: Units that each layer keeps; a fifth of its units stay in any case.
 
     Source:
         Molchanov and others, Importance estimation for neural network pruning, CVPR 2019, eq. 8,

@@ -8,11 +8,7 @@ from PIL import Image
 from surgeon.benchmarks.dealing import draw_and_rest, stratified_draw
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
 from surgeon.benchmarks.sets.corrupted_cifar10 import SMALL_TRAINING
-from surgeon.benchmarks.sets.parts import (
-    fit_and_select,
-    labelled_rows,
-    make_part,
-)
+from surgeon.benchmarks.sets.parts import fit_and_select, labelled_rows, make_part
 from surgeon.benchmarks.sources import CIFAR_NAMES, Source, cifar10
 
 _TRAIN, _LABELLED, _REPORT = 10_000, 6_000, 2_500

@@ -15,11 +15,7 @@ from surgeon.benchmarks.dealing import (
     stratified_draw,
 )
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
-from surgeon.benchmarks.sets.parts import (
-    fit_and_select,
-    labelled_rows,
-    make_part,
-)
+from surgeon.benchmarks.sets.parts import fit_and_select, labelled_rows, make_part
 from surgeon.benchmarks.sources import CIFAR_NAMES, Source, cifar10
 
 _TRAIN, _LABELLED, _REPORT = 10_000, 6_000, 5_000

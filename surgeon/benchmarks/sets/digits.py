@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from surgeon.benchmarks.protocol import BenchSet, Part, Setting, Training
-from surgeon.benchmarks.sets.parts import (
-    fit_and_select,
-    labelled_rows,
-    make_part,
-)
+from surgeon.benchmarks.sets.parts import fit_and_select, labelled_rows, make_part
 from surgeon.demo import COLOURS, FIT, LABELS, SELECT, TRAIN, draw_digits
 from surgeon.errors import OptionError
 
