@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,6 +156,7 @@ def extract(
     rows: Rows,
     *,
     overrides: Mapping[str, Tensor] | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = 256,
 ) -> Outputs:
     """Run the network over rows, in order.
@@ -164,12 +165,13 @@ def extract(
         subject: the network.
         rows: N rows.
         overrides: tensors by name that count instead of the network's own.
+        change: takes each batch of images and returns what the network sees instead.
         batch_size: rows per forward pass.
     """
     features: list[Tensor] = []
     logits: list[Tensor] = []
     for _, x in rows.batches(batch_size):
-        feature, logit = subject.forward(x, overrides)
+        feature, logit = subject.forward(change(x) if change else x, overrides)
         features.append(feature.float().cpu())
         logits.append(logit.float().cpu())
     return Outputs(torch.cat(features), torch.cat(logits))

@@ -15,7 +15,7 @@ from surgeon.measure import Comparison, Measures, Ruler, compare
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
 from surgeon.record import Report
-from surgeon.remarks import bound_targets, cost, no_mask
+from surgeon.remarks import augmented, bound_targets, cost, no_mask
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
 from surgeon.verdict import Verdict, judge
@@ -88,7 +88,7 @@ def operate(
         aligned_by=dict(zip(data.report.groups.columns, ruler.alignment.source, strict=True)),
         seed=measures.seed,
     )
-    remarks = _remarks(fitted.method, edit, data, found, verdict)
+    remarks = _remarks(fitted, data, found, verdict)
     report = Report(
         base=base_record(subject),
         data={
@@ -118,12 +118,11 @@ def config_of(method: Method) -> dict[str, Any]:
     return config
 
 
-def _remarks(
-    method: Method, edit: Edit, data: Data, found: Comparison, verdict: Verdict
-) -> tuple[str, ...]:
+def _remarks(fitted: _Fitted, data: Data, found: Comparison, verdict: Verdict) -> tuple[str, ...]:
     return (
         *bound_targets(data.fit.groups),
-        *(no_mask(edit) if isinstance(method, FFW) else ()),
+        *augmented(fitted.history),
+        *(no_mask(fitted.edit) if isinstance(fitted.method, FFW) else ()),
         *cost(found.vanilla, found.edited, verdict),
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from surgeon.audit import Audit
 from surgeon.edit import Edit
 from surgeon.findings import Places
@@ -16,6 +19,14 @@ def no_mask(edit: Edit) -> tuple[str, ...]:
     return (
         "no mask: on select rows a new head alone has the smaller loss, so only the head changes",
     )
+
+
+def augmented(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Say how the fit rows were changed while the search went on, if they were."""
+    change = history[-1].get("augmentation", "none") if history else "none"
+    if change == "none":
+        return ()
+    return (f"fit rows were {change} at random: on select rows the network does not mind that",)
 
 
 def bound_targets(groups: Groups) -> tuple[str, ...]:

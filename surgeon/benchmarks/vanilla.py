@@ -20,6 +20,7 @@ from surgeon.benchmarks.files import replacing
 from surgeon.benchmarks.protocol import BenchSet, Training
 from surgeon.checkpoint import read_safetensors, write_safetensors
 from surgeon.errors import ArtefactError, CheckpointError, OptionError
+from surgeon.methods.augmentation import pick
 from surgeon.methods.base import Progress
 from surgeon.subject import find_device
 
@@ -148,17 +149,13 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         `[n, 3, H, W]` uint8.
     """
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     offsets = torch.randint(2 * _MARGIN + 1, (n, 2), generator=generator)
     mirrored = torch.rand(n, generator=generator) < 0.5
     rows = offsets[:, :1] + torch.arange(height)
     columns = offsets[:, 1:] + torch.arange(width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    picked = torch.arange(n, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    padded = pad(images, (_MARGIN,) * 4)
-    return padded[picked, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return pick(pad(images, (_MARGIN,) * 4), rows, columns)
 
 
 def fingerprint(bench: BenchSet, seed: int) -> str:

@@ -10,6 +10,7 @@ from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import OptionError
 from surgeon.gates import GateSite, bottleneck_sites, unit_sites, weight_sites
+from surgeon.methods.augmentation import harmless
 from surgeon.methods.base import (
     Method,
     Progress,
@@ -77,12 +78,13 @@ class FFW(Method):
         Nahon and others, Debiasing surgeon: fantastic weights and how to find them, ECCV 2024.
         `recipe="paper"` follows its text. By default gates are hard with a pass-through gradient,
         the head is trained beside them after a warm-up, BatchNorm uses batch statistics and is
-        recalibrated, the epoch of least objective on select rows is kept, and a closed-form
-        erasure is folded into the head. Units close on the way: 75 % of those that make the
-        features, one each, where there are such, and in structured masks 40 % of all, but as many
-        features stay as leave twice the directions of classes and biases; single weights of the
-        others are masked. Of this edit, the same with a head refitted behind the erasure, and such
-        a head on the unmasked encoder (unless gamma was given) the one of least loss on select
+        recalibrated, rows are mirrored and shifted where the network does not mind
+        (`surgeon.methods.augmentation`), the epoch of least objective on select rows is kept, and a
+        closed-form erasure is folded into the head. Units close on the way: 75 % of those that make
+        the features, one each, where there are such, and in structured masks 40 % of all, but as
+        many features stay as leave twice the directions of classes and biases; single weights of
+        the others are masked. Of this edit, the same with a head refitted behind the erasure, and
+        such a head on the unmasked encoder (unless gamma was given) the one of least loss on select
         rows is returned.
     """
 
@@ -156,7 +158,15 @@ class FFW(Method):
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Search the mask on fit rows, choose on select rows, and finish the edit."""
         settings = self.settings()
-        search = Search(subject, data, self.sites(subject), settings, seed=self.seed)
+        augmentation = None if self.recipe == "paper" else harmless(subject, data, seed=self.seed)
+        search = Search(
+            subject,
+            data,
+            self.sites(subject),
+            settings,
+            augmentation=augmentation,
+            seed=self.seed,
+        )
         search.run(progress)
         edit = new_edit(
             subject,

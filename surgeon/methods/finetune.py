@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
+from surgeon.methods.augmentation import harmless
 from surgeon.methods.base import Method, Progress, new_edit, select_accuracy
 from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject
@@ -18,7 +19,10 @@ from surgeon.subject import Subject
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Method):
-    """Train every parameter with Adam on a cosine schedule; keep the best epoch on select rows."""
+    """Train every parameter with Adam on a cosine schedule; keep the best epoch on select rows.
+
+    Rows are mirrored and shifted where the given network does not mind, as in the mask search.
+    """
 
     name: ClassVar[str] = "finetune"
 
@@ -38,11 +42,13 @@ class Finetune(Method):
         optimiser = torch.optim.Adam(weights.values(), lr=self.lr, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.epochs)
         generator = torch.Generator().manual_seed(self.seed)
+        augmentation = harmless(subject, data, seed=self.seed)
         best, kept, start = -1.0, {}, time.perf_counter()
         for epoch in range(1, self.epochs + 1):
             total = torch.zeros((), device=device)
             with batch_statistics(subject) as buffers:
                 for rows, x in data.fit.epoch(self.batch_size, generator, self.balance):
+                    x = augmentation(x, generator)
                     _, logits = subject.forward(x, {**weights, **buffers})
                     loss = cross_entropy(logits, data.fit.groups.target[rows].to(device))
                     optimiser.zero_grad()
@@ -62,6 +68,7 @@ class Finetune(Method):
                     {
                         "epoch": epoch,
                         "epochs": self.epochs,
+                        "augmentation": str(augmentation),
                         "task_loss": float(total) / len(data.fit),
                         "select_balanced_accuracy": accuracy,
                         "seconds_left": each * (self.epochs - epoch),

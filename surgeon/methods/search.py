@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from surgeon.data import Data, Outputs, Rows, extract
 from surgeon.dependence import hsic, scatter, within_classes
 from surgeon.gates import Gates, GateSite, bottleneck_sites
+from surgeon.methods.augmentation import Augmentation
 from surgeon.methods.base import Progress, gather_biases, select_accuracy, select_loss
 from surgeon.methods.bias_term import BiasTerm, Dependence, HeadInformation
 from surgeon.methods.closing import UnitClosing
@@ -85,9 +86,11 @@ class Search:
         sites: Sequence[GateSite],
         settings: Recipe,
         *,
+        augmentation: Augmentation | None = None,
         seed: int,
     ) -> None:
         self.subject, self.data, self.settings = subject, data, settings
+        self.augmentation = augmentation or Augmentation()
         self.gates = Gates(subject, sites, initial=settings.initial, hard=settings.hard)
         self.batch_size = _batch_size(len(data.fit), settings)
         self.generator = torch.Generator().manual_seed(seed)
@@ -215,6 +218,7 @@ class Search:
                     {
                         "epoch": epoch,
                         "epochs": self.settings.epochs,
+                        "augmentation": str(self.augmentation),
                         # A hard gate is the limit of a soft one at temperature 0.
                         "temperature": 0.0 if self.settings.hard else self.gates.temperature,
                         "task_loss": task,
@@ -263,6 +267,7 @@ class Search:
         sums, count = torch.zeros(2, device=device), 0
         for picked, x in rows.epoch(self.batch_size, self.generator, self.settings.balance):
             target = rows.groups.target[picked].to(device)
+            x = self.augmentation(x, self.generator)
             sums += len(picked) * torch.stack(
                 self.step(x, target, gather_biases(rows, picked, device), buffers)
             )
