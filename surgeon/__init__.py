@@ -19,7 +19,7 @@ from surgeon.export import PROBE_ROWS, Provenance, export
 from surgeon.inspection import inspect
 from surgeon.labels import read_labels
 from surgeon.measure import Measures, audit
-from surgeon.methods import DFR, FFW, METHODS, Finetune, Leace
+from surgeon.methods import DFR, FFW, METHODS, Finetune, Leace, Method
 from surgeon.operate import Outcome, operate
 from surgeon.subject import Subject, find_device, load
 from surgeon.surgery import apply
@@ -40,6 +40,7 @@ __all__ = [
     "LabelError",
     "Leace",
     "Measures",
+    "Method",
     "OptionError",
     "Outcome",
     "Provenance",

@@ -144,6 +144,8 @@ def edit(**fields):
     return lambda folder: surgeon.Edit(**{**known, **fields}).save(folder / "edit.safetensors")
 
 
+HEAD = "surgeon head model.safetensors --bias-labels val.csv"
+FINETUNE = "surgeon finetune model.safetensors --bias-labels val.csv"
 CASES = {
     # the checkpoint
     "no checkpoint": Case(words="gone.pt: no such file", checkpoint="gone.pt"),
@@ -364,6 +366,25 @@ CASES = {
         spoil=replace("dog", "dgo"),
         args="surgeon inspect model.safetensors --bias-labels val.csv",
     ),
+    "head of another family": Case(
+        code=2, words="--method: found 'ffw', expected dfr or leace", args=f"{HEAD} --method ffw"
+    ),
+    "head onto something": Case(words="exists already", args=f"{HEAD} --out images"),
+    "head of bad labels": Case(
+        words="  row 3: target 'dgo'", spoil=replace("dog", "dgo"), args=HEAD
+    ),
+    "no epochs of fine-tuning": Case(
+        code=2, words="--epochs: found 0, expected 1 or", args=f"{FINETUNE} --epochs 0"
+    ),
+    "step of fine-tuning": Case(
+        code=2, words="--lr: found nan, expected more", args=f"{FINETUNE} --lr nan"
+    ),
+    "a row per step of fine-tuning": Case(
+        code=2, words="--batch-size: found 1, exp", args=f"{FINETUNE} --batch-size 1"
+    ),
+    "order of fine-tuning": Case(
+        code=2, words="--balance: found 'x', expected gr", args=f"{FINETUNE} --balance x"
+    ),
     "demo onto something": Case(words="exists already", args="surgeon demo --out images"),
     "demo elsewhere": Case(code=2, words="--device: 'tpu'", args="surgeon demo --device tpu"),
 }
@@ -379,7 +400,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(tiny, tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, "nets_of_mine", raising=False)
-    for name in ("FFW", "DFR", "Leace"):
+    for name in ("FFW", "DFR", "Leace", "Finetune"):
         monkeypatch.setattr(getattr(surgeon, name), "fit", lambda *_, **__: pytest.fail("fitted"))
     prune = f"surgeon prune {case.checkpoint} --bias-labels val.csv --min-group 3 {case.args}"
     command = case.args if case.args.startswith("surgeon ") else prune

@@ -99,14 +99,20 @@ def test_help_and_version_come_without_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "cli", check=True, capture_output=True)
 
 
-def test_flags_of_prune_are_the_fields_of_its_method_and_those_all_share():
+def test_flags_are_the_fields_of_a_method_and_those_all_share():
     flags = {
         name: {parameter.name for parameter in command.params}
         for name, command in typer.main.get_command(app).commands.items()
     }
-    method = {field.name for field in fields(surgeon.FFW)}
-    assert method - {"seed"} <= flags["prune"] - flags["audit"]
-    assert flags["prune"] == (flags["audit"] | method | {"with_finetune", "out", "force", "sweep"})
+    search, training = (
+        {field.name for field in fields(method)} - {"seed"}
+        for method in (surgeon.FFW, surgeon.Finetune)
+    )
+    shared = flags["audit"] | {"out", "force"}
+    assert not (search | training) & flags["audit"]
+    assert flags["prune"] == shared | search | {"with_finetune", "sweep"}
+    assert flags["head"] == shared | {"with_finetune", "method"}
+    assert flags["finetune"] == shared | training
 
 
 def test_readme_names_commands_that_exist():
@@ -234,6 +240,35 @@ def test_sweep_with_force_replaces_and_says_what_it_chose(copy, no_probes, monke
         *("config.json", "counts.csv", "images", MODEL, "out", "progress.txt", "shown.txt"),
         "val.csv",
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "others"),
+    [
+        ("head", "dfr", {"leace"}),
+        ("head --method leace --with-finetune", "leace", {"dfr", "finetune"}),
+        ("finetune --epochs 1", "finetune", {"dfr", "leace"}),
+    ],
+)
+def test_head_and_finetune_leave_what_prune_leaves(copy, no_probes, flags, name, others):
+    command, _, rest = flags.partition(" ")
+    result = done(f"{command} {DATA} --out new {rest}")
+    assert "verdict: " in result.stdout
+    assert {path.name for path in (copy / "new").iterdir()} == {
+        path.name for path in (copy / "out").iterdir()
+    }
+    report = strict_json((copy / "new" / "report.json").read_text())
+    names = [row["name"] for row in report["operations"]]
+    assert (names[0], names[-1], set(names[1:-1])) == ("vanilla", name, others)
+    assert strict_json((copy / "new" / "surgeon.json").read_text())["command"] == (
+        f"surgeon {command}"
+    )
+    base, edited = load_file(copy / MODEL), load_file(copy / "new" / MODEL)
+    changed = {key for key in base if not torch.equal(base[key], edited[key])}
+    head = {"classifier.weight", "classifier.bias"}
+    assert changed == head if command == "head" else changed > head
+    done(f"apply {MODEL} new/edit.safetensors --out again")
+    assert (copy / "again" / MODEL).read_bytes() == (copy / "new" / MODEL).read_bytes()
 
 
 @pytest.mark.parametrize("flags", ["", "--no-recalibrate", "--no-erase-head --no-recalibrate"])

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from surgeon.data import extract
 from surgeon.errors import IncompatibleError
-from surgeon.methods import DFR
+from surgeon.methods import DFR, Leace
 from surgeon.methods.base import device_changes, select_accuracy
 from surgeon.metrics import group_accuracies
 
@@ -89,11 +89,12 @@ def test_lifts_the_worst_group(toy):
     assert worst(predict(toy, edit)) > worst(extract(toy.subject, toy.data.report).logits) + 0.2
 
 
-def test_a_head_without_additive_term_is_refused(pico, small):
+@pytest.mark.parametrize("method", [DFR(), Leace()])
+def test_a_head_without_additive_term_is_refused(pico, small, method):
     def bare():
         net = type(small.subject.net)()
         net.fc = torch.nn.Linear(24, 2, bias=False)
         return net
 
     with pytest.raises(IncompatibleError, match="no additive term"):
-        DFR().fit(pico(bare, 12), small.data)
+        method.fit(pico(bare, 12), small.data)

@@ -16,6 +16,7 @@ RANKS = {
     "groups": 1,
     "mutual_information": 1,
     "dependence": 1,
+    "options": 1,
     "preprocessing": 1,
     "table": 1,
     "edit": 2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -161,6 +161,16 @@ class RowFlags(LabelFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What an operation leaves behind and prints."""
+
+    out: Out = None
+    force: Force = False
+    as_json: Json = False
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureFlags:
     """How results are measured."""
 
@@ -169,7 +179,7 @@ class MeasureFlags:
     min_group: MinGroup = 10
     seed: Seed = 0
 
-    def read(self, data: Data, *, with_finetune: bool = False) -> Measures:
+    def read(self, data: Data) -> Measures:
         """Read the way to measure on some data."""
         import surgeon
 
@@ -178,9 +188,19 @@ class MeasureFlags:
             aligned=_aligned(self.aligned),
             min_group=self.min_group,
             train_counts=surgeon.read_train_counts(counts, data.report.groups) if counts else None,
-            with_finetune=with_finetune,
             seed=self.seed,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedFlags(MeasureFlags):
+    """The same, for an operation that plain fine-tuning may stand beside."""
+
+    with_finetune: WithFinetune = False
+
+    def read(self, data: Data) -> Measures:
+        """Read the way to measure on some data."""
+        return replace(super().read(data), with_finetune=self.with_finetune)
 
 
 def _pair(flag: str, text: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Fit, measure, export, show: the way from a subject and its data to a folder."""
+"""Read, fit, measure, export, show: the way from a checkpoint and its labels to a folder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgeon_cli import _options as opt
 from surgeon_cli._console import Progress, print_json, result_console
 
 if TYPE_CHECKING:
-    from surgeon import FFW, Data, Measures, Subject
+    from surgeon import Data, Measures, Method, Subject
 
 
 def default_out(checkpoint: Path) -> Path:
@@ -20,10 +21,46 @@ def default_out(checkpoint: Path) -> Path:
     )
 
 
-def prune_and_export(
+def read_and_operate(
+    checkpoint: Path,
+    bias_labels: Path,
+    rows: opt.RowFlags,
+    measures: opt.MeasureFlags,
+    network: opt.NetworkFlags,
+    compute: opt.ComputeFlags,
+    output: opt.OutputFlags,
+    method: Method,
+    *,
+    command: str,
+    sweep: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Do what every command that operates does, from its files and flags on."""
+    import surgeon
+
+    where = output.out or default_out(checkpoint)
+    surgeon.check_out(where, force=output.force, inputs=(checkpoint, bias_labels))
+    progress = Progress(quiet=output.quiet)
+    progress.stage(f"reading {checkpoint} and {bias_labels}")
+    subject = network.load(checkpoint, compute)
+    data = rows.read(subject, bias_labels)
+    operate_and_export(
+        subject,
+        data,
+        method,
+        measures.read(data),
+        where,
+        command=command,
+        force=output.force,
+        sweep=sweep,
+        progress=progress,
+        as_json=output.as_json,
+    )
+
+
+def operate_and_export(
     subject: Subject,
     data: Data,
-    method: FFW,
+    method: Method,
     measures: Measures,
     out: Path,
     *,

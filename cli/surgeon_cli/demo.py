@@ -10,7 +10,7 @@ import typer
 from surgeon_cli import _options as opt
 from surgeon_cli._console import Progress
 from surgeon_cli._errors import reports_errors
-from surgeon_cli._run import prune_and_export
+from surgeon_cli._run import operate_and_export
 
 
 @reports_errors
@@ -31,7 +31,7 @@ def demo(
     surgeon.make_demo(out, seed=seed, force=force)
     subject = surgeon.load(out / "model.safetensors", device=str(where))
     data = surgeon.read_data(subject, out / "val.csv")
-    prune_and_export(
+    operate_and_export(
         subject,
         data,
         surgeon.FFW(seed=seed),

@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from surgeon_cli import _options as opt
-from surgeon_cli._console import Progress
 from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
-from surgeon_cli._run import default_out, prune_and_export
+from surgeon_cli._run import read_and_operate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,44 +46,34 @@ def prune(
     checkpoint: opt.Checkpoint,
     bias_labels: opt.BiasLabels,
     rows: opt.RowFlags,
-    measures: opt.MeasureFlags,
+    measures: opt.ComparedFlags,
     network: opt.NetworkFlags,
     compute: opt.ComputeFlags,
     search: SearchFlags,
+    output: opt.OutputFlags,
     sweep: Annotated[
         str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
     ] = None,
-    with_finetune: opt.WithFinetune = False,
-    out: opt.Out = None,
-    force: opt.Force = False,
-    as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Search a mask over the frozen weights (FFW), prove it, and export the debiased model."""
     import surgeon
 
-    where = out or default_out(checkpoint)
     method = surgeon.FFW(**vars(search), seed=measures.seed)
     tried = _read_sweep(sweep)
     for name, values in (tried or {}).items():
         for value in values:
             replace(method, **{name: value})  # refuses what is out of range
-    surgeon.check_out(where, force=force, inputs=(checkpoint, bias_labels))
-    progress = Progress(quiet=quiet)
-    progress.stage(f"reading {checkpoint} and {bias_labels}")
-    subject = network.load(checkpoint, compute)
-    data = rows.read(subject, bias_labels)
-    prune_and_export(
-        subject,
-        data,
+    read_and_operate(
+        checkpoint,
+        bias_labels,
+        rows,
+        measures,
+        network,
+        compute,
+        output,
         method,
-        measures.read(data, with_finetune=with_finetune),
-        where,
         command="surgeon prune",
-        force=force,
         sweep=tried,
-        progress=progress,
-        as_json=as_json,
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from surgeon.errors import OptionError
+from surgeon.options import check_choice, check_least, check_share
 
 Scale = Literal["small", "paper"]
 
@@ -35,14 +34,11 @@ class Setting:
     """Share of labelled rows that follow the shortcut; None: unbiased."""
 
     def __post_init__(self) -> None:
-        if self.scale not in ("small", "paper"):
-            raise OptionError(f"--scale: found '{self.scale}', expected small or paper")
-        for name, share in (("rho", self.rho), ("label-rho", self.label_rho)):
-            if share is not None and not 0 <= share <= 1:  # NaN too
-                raise OptionError(f"--{name}: found {share}, expected 0 to 1")
-        for name, number, least in (("seed", self.seed, 0), ("rows", self.rows, 1)):
-            if number is not None and not least <= number < math.inf:
-                raise OptionError(f"--{name}: found {number}, expected {least} or more")
+        check_choice("scale", self.scale, ("small", "paper"))
+        for name in ("rho", "label_rho"):
+            check_share(name, getattr(self, name))
+        for name, least in (("seed", 0), ("rows", 1)):
+            check_least(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True, eq=False)

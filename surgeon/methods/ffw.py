@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -22,6 +21,7 @@ from surgeon.methods.base import (
 )
 from surgeon.methods.refit import with_new_head
 from surgeon.methods.search import Recipe, Search
+from surgeon.options import check_choice, check_least, check_positive
 from surgeon.subject import Subject
 
 Mode = Literal["unstructured", "structured"]
@@ -115,15 +115,10 @@ class FFW(Method):
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if (found := getattr(self, name)) not in (*choices, None):
-                raise OptionError(f"--{name}: found '{found}', expected {' or '.join(choices)}")
+            check_choice(name, getattr(self, name), choices)
         for name, least in _LEAST.items():
-            found = getattr(self, name)
-            if found is not None and not least <= found < math.inf:
-                flag = name.replace("_", "-")
-                raise OptionError(f"--{flag}: found {found}, expected {least} or more")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise OptionError(f"--lr: found {self.lr}, expected more than 0")
+            check_least(name, getattr(self, name), least)
+        check_positive("lr", self.lr)
         if self.gate_head and self.refit_head:
             raise OptionError("--refit-head: found with --gate-head, expected one of the two")
         if self.gate_head and self.mode == "structured":

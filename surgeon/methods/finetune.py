@@ -13,6 +13,7 @@ from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.methods.augmentation import harmless
 from surgeon.methods.base import Method, Progress, new_edit, select_accuracy
+from surgeon.options import check_choice, check_least, check_positive
 from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject
 
@@ -31,6 +32,12 @@ class Finetune(Method):
     batch_size: int = 50
     balance: Literal["groups", "none"] = "groups"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive("lr", self.lr)
+        check_least("epochs", self.epochs, 1)
+        check_least("batch_size", self.batch_size, 2)
+        check_choice("balance", self.balance, ("groups", "none"))
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Train copies of the weights; the subject's own stay frozen."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from surgeon.data import Data
 from surgeon.edit import Edit
+from surgeon.errors import IncompatibleError
 from surgeon.methods.base import Method, Progress, new_edit, with_erasure
 from surgeon.subject import Subject
 
@@ -22,5 +23,13 @@ class Leace(Method):
     name: ClassVar[str] = "leace"
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
-        """Fit the erasure on the vanilla features of the fit rows."""
+        """Fit the erasure on the vanilla features of the fit rows.
+
+        Raises:
+            IncompatibleError: The head has no additive term.
+        """
+        if subject.head.bias is None:
+            raise IncompatibleError(
+                f"{subject.head_name}: has no additive term, which takes up the erasure's mean"
+            )
         return with_erasure(subject, data, new_edit(subject, self.name))

@@ -1,0 +1,54 @@
+"""`surgeon finetune`: train all weights of the checkpoint on the labelled rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from surgeon_cli import _options as opt
+from surgeon_cli._errors import reports_errors
+from surgeon_cli._groups import takes_groups
+from surgeon_cli._run import read_and_operate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags:
+    """The settings of `surgeon.Finetune`, its seed left out."""
+
+    lr: Annotated[float, typer.Option(help="Adam step at the start of the cosine.")] = 1e-3
+    epochs: Annotated[int, typer.Option(help="Epochs.")] = 80
+    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 50
+    balance: Annotated[
+        str, typer.Option(help="groups draws them equally often, none takes rows as they are.")
+    ] = "groups"
+
+
+@reports_errors
+@takes_groups
+def finetune(
+    checkpoint: opt.Checkpoint,
+    bias_labels: opt.BiasLabels,
+    rows: opt.RowFlags,
+    measures: opt.MeasureFlags,
+    network: opt.NetworkFlags,
+    compute: opt.ComputeFlags,
+    training: TrainingFlags,
+    output: opt.OutputFlags,
+) -> None:
+    """Train all weights on the labelled rows, prove the result, and export it."""
+    import surgeon
+
+    method = surgeon.Finetune(**vars(training), seed=measures.seed)
+    read_and_operate(
+        checkpoint,
+        bias_labels,
+        rows,
+        measures,
+        network,
+        compute,
+        output,
+        method,
+        command="surgeon finetune",
+    )
