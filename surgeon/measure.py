@@ -183,6 +183,8 @@ def _control_rows(ruler: Ruler, edit: Edit, *, erase: bool) -> list[Operation]:
     }
     rows = []
     for name, methods in controls.items():
+        if name == edit.method:
+            continue
         began = time.perf_counter()
         edits = [method.fit(subject, data) for method in methods]
         took = (time.perf_counter() - began) / len(edits)

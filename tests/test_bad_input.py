@@ -145,6 +145,7 @@ def edit(**fields):
 
 
 HEAD = "surgeon head model.safetensors --bias-labels val.csv"
+MASK = "surgeon mask model.safetensors --bias-labels val.csv"
 FINETUNE = "surgeon finetune model.safetensors --bias-labels val.csv"
 CASES = {
     # the checkpoint
@@ -368,6 +369,12 @@ CASES = {
     ),
     "head of another family": Case(
         code=2, words="--method: found 'ffw', expected dfr or leace", args=f"{HEAD} --method ffw"
+    ),
+    "mask of another family": Case(
+        code=2, words="found 'dfr', expected gba-mask or mag", args=f"{MASK} --method dfr"
+    ),
+    "mask of more than all": Case(
+        code=2, words="--sparsity: found 2.0, expected 0 to 1", args=f"{MASK} --sparsity 2"
     ),
     "head onto something": Case(words="exists already", args=f"{HEAD} --out images"),
     "head of bad labels": Case(

@@ -24,6 +24,7 @@ from surgeon.measure import Ruler
 ROOT = Path(__file__).parents[1]
 MODEL = "model.safetensors"
 DATA = f"{MODEL} --bias-labels val.csv --min-group 3"
+CONTROLS = ("random", "random+erase", "magnitude", "magnitude+erase")
 AVERAGES = {f"{name}_accuracy" for name in ("average", "balanced", "reweighted", "worst_group")}
 
 
@@ -111,6 +112,7 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     shared = flags["audit"] | {"out", "force"}
     assert not (search | training) & flags["audit"]
     assert flags["prune"] == shared | search | {"with_finetune", "sweep"}
+    assert flags["mask"] == shared | {"with_finetune", "method", "sparsity"}
     assert flags["head"] == shared | {"with_finetune", "method"}
     assert flags["finetune"] == shared | training
 
@@ -245,12 +247,18 @@ def test_sweep_with_force_replaces_and_says_what_it_chose(copy, no_probes, monke
 @pytest.mark.parametrize(
     ("flags", "name", "others"),
     [
+        ("mask", "gba-mask", {"leace", "dfr", "gba-mask+erase", *CONTROLS}),
+        (
+            "mask --method magnitude --sparsity 0.2",
+            "magnitude",
+            {"leace", "dfr", *CONTROLS} - {"magnitude"},
+        ),
         ("head", "dfr", {"leace"}),
         ("head --method leace --with-finetune", "leace", {"dfr", "finetune"}),
         ("finetune --epochs 1", "finetune", {"dfr", "leace"}),
     ],
 )
-def test_head_and_finetune_leave_what_prune_leaves(copy, no_probes, flags, name, others):
+def test_other_operations_leave_what_prune_leaves(copy, no_probes, flags, name, others):
     command, _, rest = flags.partition(" ")
     result = done(f"{command} {DATA} --out new {rest}")
     assert "verdict: " in result.stdout
@@ -266,7 +274,11 @@ def test_head_and_finetune_leave_what_prune_leaves(copy, no_probes, flags, name,
     base, edited = load_file(copy / MODEL), load_file(copy / "new" / MODEL)
     changed = {key for key in base if not torch.equal(base[key], edited[key])}
     head = {"classifier.weight", "classifier.bias"}
-    assert changed == head if command == "head" else changed > head
+    if command == "mask":
+        assert bool(changed & head) == (name == "gba-mask")
+        assert any(key.startswith("blocks") for key in changed) == (name == "magnitude")
+    else:
+        assert changed == head if command == "head" else changed > head
     done(f"apply {MODEL} new/edit.safetensors --out again")
     assert (copy / "again" / MODEL).read_bytes() == (copy / "new" / MODEL).read_bytes()
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from surgeon.edit import Fold, UnitMask
+from surgeon.errors import OptionError
 from surgeon.methods import Magnitude, Random
 from surgeon.methods.base import new_edit
 from surgeon.surgery import layer_rows, sparsity
@@ -47,6 +48,17 @@ def test_every_layer_has_the_given_sparsity(kind, like, small, request):
     assert len(edit.buffers) == 6
     assert not kind(like=given, recalibrate=False).fit(small.subject, small.data).buffers
     assert edit.erasure is None
+
+
+@pytest.mark.parametrize("kind", [Random, Magnitude])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_is_dropped_of_every_layer_but_the_head(kind, share, small):
+    edit = kind(sparsity=share).fit(small.subject, small.data)
+    assert set(edit.masks) == {f"features.{i}.weight" for i in (0, 4, 8)}
+    for mask in edit.masks.values():
+        assert int((~mask).sum()) == round(share * mask.numel())
+    with pytest.raises(OptionError, match=r"--sparsity: found 1\.5, expected 0 to 1"):
+        kind(sparsity=1.5)
 
 
 def test_magnitude_drops_the_smallest(masked, gated, small):

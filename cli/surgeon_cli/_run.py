@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from surgeon_cli import _options as opt
 from surgeon_cli._console import Progress, print_json, result_console
@@ -19,6 +19,15 @@ def default_out(checkpoint: Path) -> Path:
     return (checkpoint.resolve() if checkpoint.is_dir() else checkpoint).with_name(
         f"{name}-debiased"
     )
+
+
+def make_method(name: str, known: Sequence[str], **settings: Any) -> Method:
+    """Make the method that `--method` names, one of those a command knows."""
+    import surgeon
+
+    if name not in known:
+        raise surgeon.OptionError(f"--method: found '{name}', expected {' or '.join(known)}")
+    return surgeon.METHODS[name](**settings)
 
 
 def read_and_operate(

@@ -9,7 +9,7 @@ import typer
 from surgeon_cli import _options as opt
 from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
-from surgeon_cli._run import read_and_operate
+from surgeon_cli._run import make_method, read_and_operate
 
 _METHODS = ("dfr", "leace")
 
@@ -29,10 +29,6 @@ def head(
     ] = "dfr",
 ) -> None:
     """Retrain the last layer or erase what it reads, prove it, and export the model."""
-    import surgeon
-
-    if method not in _METHODS:
-        raise surgeon.OptionError(f"--method: found '{method}', expected {' or '.join(_METHODS)}")
     read_and_operate(
         checkpoint,
         bias_labels,
@@ -41,6 +37,6 @@ def head(
         network,
         compute,
         output,
-        surgeon.METHODS[method](),
+        make_method(method, _METHODS),
         command="surgeon head",
     )

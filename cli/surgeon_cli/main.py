@@ -13,6 +13,7 @@ from surgeon_cli.demo import demo
 from surgeon_cli.finetune import finetune
 from surgeon_cli.head import head
 from surgeon_cli.inspect import inspect
+from surgeon_cli.mask import mask
 from surgeon_cli.prune import prune
 
 app = typer.Typer(
@@ -41,7 +42,7 @@ def surgeon(
     """Operate on a trained vision classifier so that it no longer leans on a shortcut."""
 
 
-for command in (demo, inspect, audit, prune, head, finetune, apply):
+for command in (demo, inspect, audit, prune, mask, head, finetune, apply):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

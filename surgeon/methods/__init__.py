@@ -7,10 +7,12 @@ from surgeon.methods.controls import Magnitude, Random
 from surgeon.methods.dfr import DFR
 from surgeon.methods.ffw import FFW
 from surgeon.methods.finetune import Finetune
+from surgeon.methods.gba_mask import GBAMask
 from surgeon.methods.leace import Leace
 
 METHODS: dict[str, type[Method]] = {
     "ffw": FFW,
+    "gba-mask": GBAMask,
     "magnitude": Magnitude,
     "random": Random,
     "finetune": Finetune,
@@ -18,4 +20,14 @@ METHODS: dict[str, type[Method]] = {
     "leace": Leace,
 }
 
-__all__ = ["DFR", "FFW", "METHODS", "Finetune", "Leace", "Magnitude", "Method", "Random"]
+__all__ = [
+    "DFR",
+    "FFW",
+    "METHODS",
+    "Finetune",
+    "GBAMask",
+    "Leace",
+    "Magnitude",
+    "Method",
+    "Random",
+]

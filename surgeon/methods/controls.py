@@ -1,7 +1,8 @@
-"""Masks without search, at the sparsity of a searched one: what the numbers are set against."""
+"""Masks without search, at a given sparsity or a searched one's: what numbers are set against."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from surgeon.data import Data
 from surgeon.edit import Edit, UnitMask
+from surgeon.gates import weight_sites
 from surgeon.methods.base import Method, Progress, new_edit, with_recalibration
+from surgeon.options import check_share
 from surgeon.subject import Subject
 
 Score = Callable[[Tensor], Tensor]
@@ -48,20 +51,35 @@ def _matched(subject: Subject, method: str, like: Edit, score: Score) -> Edit:
     return new_edit(subject, method, masks=masks, units=units)
 
 
+def _evenly(subject: Subject, share: float) -> Edit:
+    """Drop the same share of every layer, no matter which."""
+    masks = {}
+    for site in weight_sites(subject):
+        number = math.prod(site.shape)
+        masks[site.name] = (torch.arange(number) >= round(share * number)).reshape(site.shape)
+    return new_edit(subject, "evenly", masks=masks)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(Method):
     """Drop the smallest weights, or the units of smallest norm, layer by layer."""
 
     name: ClassVar[str] = "magnitude"
 
-    like: Edit
-    """The edit whose per-layer sparsity is matched."""
+    sparsity: float = 0.5
+    """Share of each layer's weights to drop, the head left alone."""
+    like: Edit | None = None
+    """An edit whose sparsity is matched instead, layer by layer, units as units."""
     recalibrate: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Rank by absolute value; nothing is learned but BatchNorm statistics."""
-        edit = _matched(subject, self.name, self.like, torch.abs)
+        like = self.like or _evenly(subject, self.sparsity)
+        edit = _matched(subject, self.name, like, torch.abs)
         if self.recalibrate:
             edit = with_recalibration(subject, data, edit, seed=self.seed)
         return edit
@@ -73,10 +91,15 @@ class Random(Method):
 
     name: ClassVar[str] = "random"
 
-    like: Edit
-    """The edit whose per-layer sparsity is matched."""
+    sparsity: float = 0.5
+    """Share of each layer's weights to drop, the head left alone."""
+    like: Edit | None = None
+    """An edit whose sparsity is matched instead, layer by layer, units as units."""
     recalibrate: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Rank by seeded noise; nothing is learned but BatchNorm statistics."""
@@ -84,7 +107,7 @@ class Random(Method):
         edit = _matched(
             subject,
             self.name,
-            self.like,
+            self.like or _evenly(subject, self.sparsity),
             lambda values: torch.rand(values.shape, generator=generator),
         )
         if self.recalibrate:
