@@ -380,6 +380,9 @@ CASES = {
     "head of bad labels": Case(
         words="  row 3: target 'dgo'", spoil=replace("dog", "dgo"), args=HEAD
     ),
+    "fine-tuning of another family": Case(
+        code=2, words="found 'ffw', expected finetune or gr", args=f"{FINETUNE} --method ffw"
+    ),
     "no epochs of fine-tuning": Case(
         code=2, words="--epochs: found 0, expected 1 or", args=f"{FINETUNE} --epochs 0"
     ),

@@ -114,7 +114,7 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     assert flags["prune"] == shared | search | {"with_finetune", "sweep"}
     assert flags["mask"] == shared | {"with_finetune", "method", "sparsity"}
     assert flags["head"] == shared | {"with_finetune", "method"}
-    assert flags["finetune"] == shared | training
+    assert flags["finetune"] == shared | training | {"with_finetune", "method"}
 
 
 def test_readme_names_commands_that_exist():
@@ -256,6 +256,7 @@ def test_sweep_with_force_replaces_and_says_what_it_chose(copy, no_probes, monke
         ("head", "dfr", {"leace"}),
         ("head --method leace --with-finetune", "leace", {"dfr", "finetune"}),
         ("finetune --epochs 1", "finetune", {"dfr", "leace"}),
+        ("finetune --method group-dro --epochs 1", "group-dro", {"dfr", "leace"}),
     ],
 )
 def test_other_operations_leave_what_prune_leaves(copy, no_probes, flags, name, others):

@@ -45,6 +45,7 @@ RANKS = {
     "methods.closing": 5.02,
     "methods.refit": 5.05,
     "methods.search": 5.05,
+    "methods.training": 5.05,
     "methods.": 5.1,
     "methods": 5.2,
     "surgery": 6,

@@ -12,7 +12,18 @@ from torch.nn.functional import one_hot
 
 from surgeon.data import extract
 from surgeon.edit import Edit
-from surgeon.methods import DFR, FFW, METHODS, Finetune, GBAMask, Leace, Magnitude, Method, Random
+from surgeon.methods import (
+    DFR,
+    FFW,
+    METHODS,
+    Finetune,
+    GBAMask,
+    GroupDRO,
+    Leace,
+    Magnitude,
+    Method,
+    Random,
+)
 from surgeon.methods.base import (
     device_changes,
     new_edit,
@@ -23,7 +34,7 @@ from surgeon.methods.base import (
 )
 
 SEARCHES = ("ffw", "structured", "paper", "paper-structured")
-NAMES = (*SEARCHES, "dfr", "leace", "finetune", "gba-mask", "magnitude", "random")
+NAMES = (*SEARCHES, "dfr", "leace", "finetune", "group-dro", "gba-mask", "magnitude", "random")
 
 
 def method(name, subject, seed=0):
@@ -39,6 +50,7 @@ def method(name, subject, seed=0):
         "dfr": DFR(),
         "leace": Leace(),
         "finetune": Finetune(epochs=1, seed=seed),
+        "group-dro": GroupDRO(epochs=1, seed=seed),
         "gba-mask": GBAMask(seed=seed),
         "magnitude": Magnitude(like=like, seed=seed),
         "random": Random(like=like, seed=seed),
@@ -88,7 +100,9 @@ def test_fit_changes_nothing_and_reads_no_report_row(name, small):
     assert subject.fingerprint() == print_before
     assert state(subject) == state_before
     assert torch.equal(torch.get_rng_state(), random_before)
-    assert len(records) == (2 if name in SEARCHES else 1 if name == "finetune" else 0)
+    assert len(records) == (
+        2 if name in SEARCHES else 1 if name in ("finetune", "group-dro") else 0
+    )
     for tensor in tensors_of(edit).values():
         assert tensor.device.type == "cpu"
         assert not tensor.requires_grad
@@ -137,7 +151,7 @@ def test_same_seed_same_bytes_other_seed_another_edit(name, small, tmp_path, alw
 
 
 def test_registry_and_names():
-    names = {"ffw", "gba-mask", "magnitude", "random", "finetune", "dfr", "leace"}
+    names = {"ffw", "gba-mask", "magnitude", "random", "finetune", "group-dro", "dfr", "leace"}
     assert set(METHODS) == names
     for name, kind in METHODS.items():
         assert kind.name == name

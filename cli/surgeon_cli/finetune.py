@@ -10,12 +10,14 @@ import typer
 from surgeon_cli import _options as opt
 from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
-from surgeon_cli._run import read_and_operate
+from surgeon_cli._run import make_method, read_and_operate
+
+_METHODS = ("finetune", "group-dro")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags:
-    """The settings of `surgeon.Finetune`, its seed left out."""
+    """The settings that methods of fine-tuning share, the seed left out."""
 
     lr: Annotated[float, typer.Option(help="Adam step at the start of the cosine.")] = 1e-3
     epochs: Annotated[int, typer.Option(help="Epochs.")] = 80
@@ -31,16 +33,17 @@ def finetune(
     checkpoint: opt.Checkpoint,
     bias_labels: opt.BiasLabels,
     rows: opt.RowFlags,
-    measures: opt.MeasureFlags,
+    measures: opt.ComparedFlags,
     network: opt.NetworkFlags,
     compute: opt.ComputeFlags,
     training: TrainingFlags,
     output: opt.OutputFlags,
+    method: Annotated[
+        str,
+        typer.Option(help="finetune is plain, group-dro weighs groups by how badly they fare."),
+    ] = "finetune",
 ) -> None:
     """Train all weights on the labelled rows, prove the result, and export it."""
-    import surgeon
-
-    method = surgeon.Finetune(**vars(training), seed=measures.seed)
     read_and_operate(
         checkpoint,
         bias_labels,
@@ -49,6 +52,6 @@ def finetune(
         network,
         compute,
         output,
-        method,
+        make_method(method, _METHODS, **vars(training), seed=measures.seed),
         command="surgeon finetune",
     )

@@ -8,6 +8,7 @@ from surgeon.methods.dfr import DFR
 from surgeon.methods.ffw import FFW
 from surgeon.methods.finetune import Finetune
 from surgeon.methods.gba_mask import GBAMask
+from surgeon.methods.group_dro import GroupDRO
 from surgeon.methods.leace import Leace
 
 METHODS: dict[str, type[Method]] = {
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "magnitude": Magnitude,
     "random": Random,
     "finetune": Finetune,
+    "group-dro": GroupDRO,
     "dfr": DFR,
     "leace": Leace,
 }
@@ -26,6 +28,7 @@ __all__ = [
     "METHODS",
     "Finetune",
     "GBAMask",
+    "GroupDRO",
     "Leace",
     "Magnitude",
     "Method",

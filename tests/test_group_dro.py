@@ -1,0 +1,77 @@
+"""Fine-tuning that weighs the groups by how badly they fare."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from surgeon.data import Rows, extract
+from surgeon.errors import OptionError
+from surgeon.methods import Finetune, GroupDRO
+from surgeon.methods.base import device_changes
+
+
+def rows_of_groups(data, *groups):
+    """One fit row of each group named."""
+    return torch.stack([(data.fit.groups.index == group).nonzero()[0, 0] for group in groups])
+
+
+def test_weights_follow_the_losses_of_the_groups(toy):
+    step = 0.7
+    loss = GroupDRO(group_step=step).new_loss(toy.subject, toy.data)
+    weights = [0.25] * 4
+    for groups, sure in (((0, 1, 2, 3), 1.0), ((0, 0, 3), -2.0), ((2,), 0.5)):
+        rows = rows_of_groups(toy.data, *groups)
+        logits = torch.zeros(len(rows), 2)
+        # Group 0 is more and more wrong, the others are undecided.
+        wrong = 1 - toy.data.fit.groups.target[rows]
+        for i, group in enumerate(groups):
+            logits[i, wrong[i]] = sure if group == 0 else 0.0
+        each = {0: math.log(1 + math.exp(sure)), 1: math.log(2), 2: math.log(2), 3: math.log(2)}
+        found = {group: each[group] if group in groups else 0.0 for group in range(4)}
+        weights = [w * math.exp(step * found[g]) for g, w in enumerate(weights)]
+        weights = [w / sum(weights) for w in weights]
+        expected = sum(weights[group] * found[group] for group in range(4))
+        assert float(loss(logits, rows)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_reaches_every_row_by_the_weight_of_its_group(toy):
+    loss = GroupDRO(group_step=1e-9).new_loss(toy.subject, toy.data)
+    rows = rows_of_groups(toy.data, 0, 0, 0, 1)
+    logits = torch.zeros(4, 2, requires_grad=True)
+    loss(logits, rows).backward()
+    sizes = logits.grad.abs().sum(1)
+    assert sizes[3] == pytest.approx(3 * float(sizes[0]), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def lopsided(toy):
+    """The toy with a tenth of the fit rows that go against their colour."""
+    fit = toy.data.fit
+    against = fit.groups.target != fit.groups.biases[:, 0]
+    kept = (~against | (against.cumsum(0) % 10 == 0)).nonzero().flatten()
+    return replace(toy.data, fit=Rows(fit.images, fit.groups.take(kept), fit.index[kept]))
+
+
+def worst(toy, data, method):
+    groups = data.report.groups
+    changes = device_changes(toy.subject, method.fit(toy.subject, data))
+    right = extract(toy.subject, data.report, overrides=changes).logits.argmax(1) == groups.target
+    return min(float(right[groups.index == group].float().mean()) for group in range(4))
+
+
+def test_small_groups_gain_where_rows_come_as_they_are(toy, lopsided):
+    settings = {"epochs": 4, "lr": 1e-4, "balance": "none"}
+    plain = worst(toy, lopsided, Finetune(**settings))
+    weighed = worst(toy, lopsided, GroupDRO(group_step=0.3, **settings))
+    assert weighed > plain + 0.1
+
+
+def test_a_step_of_nothing_is_refused():
+    with pytest.raises(OptionError, match="--group-step: found 0, expected more than 0"):
+        GroupDRO(group_step=0)
+    with pytest.raises(OptionError, match="--epochs: found 0"):
+        GroupDRO(epochs=0)
