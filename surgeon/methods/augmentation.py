@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from surgeon.data import Data, extract
@@ -111,24 +111,20 @@ def harmless(subject: Subject, data: Data, *, seed: int) -> Augmentation:
     """
     generator = torch.Generator().manual_seed(seed)
     order = data.fit.balanced_order(generator)
-    targets = data.fit.groups.target[order]
-    classes = len(targets.unique())
-    if not 2 <= classes < len(order):
+    features = extract(subject, data.fit).features[order].double()
+    read = _discriminant(features, data.fit.groups.target[order])
+    if read is None:
         return Augmentation()
-    features = extract(subject, data.fit).features[order]
-    reader = LinearDiscriminantAnalysis(
-        solver="lsqr", shrinkage="auto", priors=torch.full((classes,), 1 / classes).numpy()
-    ).fit(features.double().numpy(), targets.numpy())
 
     def correct(change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         seen = extract(subject, data.select, change=change).features
-        found = torch.from_numpy(reader.predict(seen.double().numpy()))
-        return (found == data.select.groups.target).double()
+        return (read(seen.double()) == data.select.groups.target).double()
 
     weights = 1 / data.select.groups.counts().double()[data.select.groups.index]
     weights /= weights.sum()
     plain = correct()
-    allowed = _HARMLESS * (float(weights @ plain) - 1 / classes)
+    chance = 1 / len(data.fit.groups.target.unique())
+    allowed = _HARMLESS * (float(weights @ plain) - chance)
 
     def passes(change: Callable[[Tensor], Tensor]) -> bool:
         lost = plain - correct(change)
@@ -140,3 +136,25 @@ def harmless(subject: Subject, data: Data, *, seed: int) -> Augmentation:
     return Augmentation(
         mirror=passes(mirrored), shift=passes(lambda images: shifted(images, generator))
     )
+
+
+def _discriminant(x: Tensor, target: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Fit the linear discriminant of equally likely classes that share one covariance.
+
+    Args:
+        x: `[N, D]` float64 features.
+        target: `[N]` int64.
+
+    Returns:
+        What takes `[n, D]` features to `[n]` targets; None where there is one class alone, or
+        nothing varies within the classes.
+    """
+    classes, index = target.unique(return_inverse=True)
+    means = torch.stack([x[index == c].mean(0) for c in range(len(classes))])
+    inside = x - means[index]
+    if len(classes) < 2 or not bool(inside.any()):
+        return None
+    shared, _ = ledoit_wolf(inside.numpy(), assume_centered=True)
+    weight = torch.linalg.lstsq(torch.from_numpy(shared), means.T, driver="gelsy").solution
+    offset = (weight * means.T).sum(0) / 2
+    return lambda features: classes[(features @ weight - offset).argmax(1)]
