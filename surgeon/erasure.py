@@ -43,7 +43,7 @@ def fit_erasure(features: Tensor, groups: Groups, *, balance: bool = True) -> Er
     )
     weights = torch.ones(len(x), dtype=torch.float64)
     if balance:
-        weights = 1 / groups.counts().double()[groups.index]
+        weights = groups.weights()
     weights = weights / weights.sum()
     mean = weights @ x
     scaled = weights.sqrt()[:, None]

@@ -104,6 +104,14 @@ class Groups:
         """
         return torch.bincount(self.index, minlength=self.num_groups)
 
+    def weights(self) -> Tensor:
+        """Weigh the rows so that all groups that have any count equally.
+
+        Returns:
+            `[N]` float64, one over the rows of the group.
+        """
+        return 1 / self.counts().double()[self.index]
+
     def cell(self, column: int) -> Tensor:
         """Number the cell of every row in one bias column's own target x bias table.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -14,7 +14,7 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     Args:
         command: Its arguments and their fields are annotated as typer wants them; every field has a
-            default, and no name stands twice.
+            default or is such a dataclass itself, and no name stands twice.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
@@ -26,10 +26,7 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
             flags.append(own.replace(annotation=hints[name]))
 
     def wrapped(**given: Any) -> None:
-        made = {
-            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-            for name, kind in groups.items()
-        }
+        made = {name: _make(kind, given) for name, kind in groups.items()}
         command(**given, **made)
 
     functools.update_wrapper(wrapped, command)
@@ -38,17 +35,31 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _flags(group: Any) -> list[inspect.Parameter]:
+def _make(group: Any, given: dict[str, Any]) -> Any:
+    """Take the fields of a group out of the flags that were given."""
+    hints = get_type_hints(group)
+    return group(
+        **{
+            field.name: _make(hints[field.name], given)
+            if is_dataclass(hints[field.name])
+            else given.pop(field.name)
+            for field in fields(group)
+        }
+    )
+
+
+def _flags(group: Any) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=_default(field),
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
+    for field in fields(group):
+        if is_dataclass(hints[field.name]):
+            yield from _flags(hints[field.name])
+        else:
+            yield inspect.Parameter(
+                field.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=_default(field),
+                annotation=hints[field.name],
+            )
 
 
 def _default(field: Field[Any]) -> Any:

@@ -203,6 +203,16 @@ class ComparedFlags(MeasureFlags):
         return replace(super().read(data), with_finetune=self.with_finetune)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OperationFlags:
+    """What every command that operates takes beside its files and its method."""
+
+    rows: RowFlags
+    measures: ComparedFlags
+    network: NetworkFlags
+    compute: ComputeFlags
+
+
 def _pair(flag: str, text: str) -> tuple[str, Any]:
     """Read KEY=VALUE; the value is JSON where it parses, else a string."""
     import json

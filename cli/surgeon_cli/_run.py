@@ -33,10 +33,7 @@ def make_method(name: str, known: Sequence[str], **settings: Any) -> Method:
 def read_and_operate(
     checkpoint: Path,
     bias_labels: Path,
-    rows: opt.RowFlags,
-    measures: opt.MeasureFlags,
-    network: opt.NetworkFlags,
-    compute: opt.ComputeFlags,
+    flags: opt.OperationFlags,
     output: opt.OutputFlags,
     method: Method,
     *,
@@ -50,13 +47,13 @@ def read_and_operate(
     surgeon.check_out(where, force=output.force, inputs=(checkpoint, bias_labels))
     progress = Progress(quiet=output.quiet)
     progress.stage(f"reading {checkpoint} and {bias_labels}")
-    subject = network.load(checkpoint, compute)
-    data = rows.read(subject, bias_labels)
+    subject = flags.network.load(checkpoint, flags.compute)
+    data = flags.rows.read(subject, bias_labels)
     operate_and_export(
         subject,
         data,
         method,
-        measures.read(data),
+        flags.measures.read(data),
         where,
         command=command,
         force=output.force,

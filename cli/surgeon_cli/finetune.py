@@ -32,10 +32,7 @@ class TrainingFlags:
 def finetune(
     checkpoint: opt.Checkpoint,
     bias_labels: opt.BiasLabels,
-    rows: opt.RowFlags,
-    measures: opt.ComparedFlags,
-    network: opt.NetworkFlags,
-    compute: opt.ComputeFlags,
+    flags: opt.OperationFlags,
     training: TrainingFlags,
     output: opt.OutputFlags,
     method: Annotated[
@@ -47,11 +44,8 @@ def finetune(
     read_and_operate(
         checkpoint,
         bias_labels,
-        rows,
-        measures,
-        network,
-        compute,
+        flags,
         output,
-        make_method(method, _METHODS, **vars(training), seed=measures.seed),
+        make_method(method, _METHODS, **vars(training), seed=flags.measures.seed),
         command="surgeon finetune",
     )

@@ -19,10 +19,7 @@ _METHODS = ("dfr", "leace")
 def head(
     checkpoint: opt.Checkpoint,
     bias_labels: opt.BiasLabels,
-    rows: opt.RowFlags,
-    measures: opt.ComparedFlags,
-    network: opt.NetworkFlags,
-    compute: opt.ComputeFlags,
+    flags: opt.OperationFlags,
     output: opt.OutputFlags,
     method: Annotated[
         str, typer.Option(help="dfr refits it on balanced groups, leace erases the bias before it.")
@@ -32,10 +29,7 @@ def head(
     read_and_operate(
         checkpoint,
         bias_labels,
-        rows,
-        measures,
-        network,
-        compute,
+        flags,
         output,
         make_method(method, _METHODS),
         command="surgeon head",

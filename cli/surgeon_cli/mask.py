@@ -19,10 +19,7 @@ _METHODS = ("gba-mask", "magnitude", "random")
 def mask(
     checkpoint: opt.Checkpoint,
     bias_labels: opt.BiasLabels,
-    rows: opt.RowFlags,
-    measures: opt.ComparedFlags,
-    network: opt.NetworkFlags,
-    compute: opt.ComputeFlags,
+    flags: opt.OperationFlags,
     output: opt.OutputFlags,
     method: Annotated[
         str,
@@ -36,11 +33,8 @@ def mask(
     read_and_operate(
         checkpoint,
         bias_labels,
-        rows,
-        measures,
-        network,
-        compute,
+        flags,
         output,
-        make_method(method, _METHODS, sparsity=sparsity, seed=measures.seed),
+        make_method(method, _METHODS, sparsity=sparsity, seed=flags.measures.seed),
         command="surgeon mask",
     )

@@ -45,10 +45,7 @@ class SearchFlags:
 def prune(
     checkpoint: opt.Checkpoint,
     bias_labels: opt.BiasLabels,
-    rows: opt.RowFlags,
-    measures: opt.ComparedFlags,
-    network: opt.NetworkFlags,
-    compute: opt.ComputeFlags,
+    flags: opt.OperationFlags,
     search: SearchFlags,
     output: opt.OutputFlags,
     sweep: Annotated[
@@ -58,7 +55,7 @@ def prune(
     """Search a mask over the frozen weights (FFW), prove it, and export the debiased model."""
     import surgeon
 
-    method = surgeon.FFW(**vars(search), seed=measures.seed)
+    method = surgeon.FFW(**vars(search), seed=flags.measures.seed)
     tried = _read_sweep(sweep)
     for name, values in (tried or {}).items():
         for value in values:
@@ -66,10 +63,7 @@ def prune(
     read_and_operate(
         checkpoint,
         bias_labels,
-        rows,
-        measures,
-        network,
-        compute,
+        flags,
         output,
         method,
         command="surgeon prune",

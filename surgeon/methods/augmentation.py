@@ -120,7 +120,7 @@ def harmless(subject: Subject, data: Data, *, seed: int) -> Augmentation:
         seen = extract(subject, data.select, change=change).features
         return (read(seen.double()) == data.select.groups.target).double()
 
-    weights = 1 / data.select.groups.counts().double()[data.select.groups.index]
+    weights = data.select.groups.weights()
     weights /= weights.sum()
     plain = correct()
     chance = 1 / len(data.fit.groups.target.unique())

@@ -83,7 +83,7 @@ def select_loss(logits: Tensor, groups: Groups) -> float:
     The logits are divided by the temperature that suits them best, so that a sure network is not
     punished for being sure: on few rows this tells candidates apart that accuracy does not.
     """
-    weights = 1 / groups.counts().double()[groups.index]
+    weights = groups.weights()
     logits = logits.double().cpu()
     losses = [
         (weights * cross_entropy(logits / temperature, groups.target, reduction="none")).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -61,10 +62,8 @@ def _evenly(subject: Subject, share: float) -> Edit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Magnitude(Method):
-    """Drop the smallest weights, or the units of smallest norm, layer by layer."""
-
-    name: ClassVar[str] = "magnitude"
+class Control(Method):
+    """Drop what scores lowest, layer by layer; nothing is learned but BatchNorm statistics."""
 
     sparsity: float = 0.5
     """Share of each layer's weights to drop, the head left alone."""
@@ -76,40 +75,37 @@ class Magnitude(Method):
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
 
+    @abstractmethod
+    def new_score(self) -> Score:
+        """Make the score of one fit."""
+
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
-        """Rank by absolute value; nothing is learned but BatchNorm statistics."""
+        """Rank every layer's weights or units."""
         like = self.like or _evenly(subject, self.sparsity)
-        edit = _matched(subject, self.name, like, torch.abs)
+        edit = _matched(subject, self.name, like, self.new_score())
         if self.recalibrate:
             edit = with_recalibration(subject, data, edit, seed=self.seed)
         return edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Method):
+class Magnitude(Control):
+    """Drop the smallest weights, or the units of smallest norm, layer by layer."""
+
+    name: ClassVar[str] = "magnitude"
+
+    def new_score(self) -> Score:
+        """Return the absolute value."""
+        return torch.abs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Control):
     """Drop weights or units at random, layer by layer."""
 
     name: ClassVar[str] = "random"
 
-    sparsity: float = 0.5
-    """Share of each layer's weights to drop, the head left alone."""
-    like: Edit | None = None
-    """An edit whose sparsity is matched instead, layer by layer, units as units."""
-    recalibrate: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
-
-    def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
-        """Rank by seeded noise; nothing is learned but BatchNorm statistics."""
+    def new_score(self) -> Score:
+        """Return seeded noise."""
         generator = torch.Generator().manual_seed(self.seed)
-        edit = _matched(
-            subject,
-            self.name,
-            self.like or _evenly(subject, self.sparsity),
-            lambda values: torch.rand(values.shape, generator=generator),
-        )
-        if self.recalibrate:
-            edit = with_recalibration(subject, data, edit, seed=self.seed)
-        return edit
+        return lambda values: torch.rand(values.shape, generator=generator)

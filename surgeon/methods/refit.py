@@ -55,7 +55,7 @@ def refit_head(
     )
     if erasure:
         x, select = erasure(x), erasure(select)
-    weights = (1 / groups.counts().double()[groups.index]).numpy()
+    weights = groups.weights().numpy()
     mean, scale = x.mean(0), x.std(0, correction=0)
     scale = torch.where(scale > 1e-8 * scale.max(), scale, 1.0)
     best, chosen = -1.0, None
