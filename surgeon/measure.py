@@ -202,7 +202,7 @@ def _row_name(edit: Edit) -> str:
 
 def _finetune(measures: Measures) -> Finetune:
     method, most = Finetune(seed=measures.seed), measures.finetune_epochs
-    return method if most is None else replace(method, epochs=min(most, method.epochs))
+    return method if most is None else replace(method, epochs=min(most, method.settings().epochs))
 
 
 def _fitted_row(ruler: Ruler, method: Method) -> tuple[Operation, Audit]:

@@ -74,11 +74,23 @@ def conditional_mutual_information(
     # A product with a one-hot matrix, not index_add, which is not deterministic on CUDA.
     place = one_hot(condition * num_values + labels, num_conditions * num_values)
     table = place.to(probabilities).T @ (probabilities * share[:, None])
-    table = table.view(num_conditions, num_values, -1).clamp_min(_TINY)
-    inside = table.sum(dim=(1, 2), keepdim=True)
-    by_label, by_output = table.sum(dim=2, keepdim=True), table.sum(dim=1, keepdim=True)
+    return table_information(table.view(num_conditions, num_values, -1)).sum()
+
+
+def table_information(table: Tensor) -> Tensor:
+    """Return the mutual information of label and prediction in joint tables, over ln of the values.
+
+    Args:
+        table: `[..., B, V]` float, shares >= 0 that sum to 1 over all tables; B at least 2.
+
+    Returns:
+        `[...]`, fraction of ln(B) of each table, weighted by its own sum.
+    """
+    table = table.clamp_min(_TINY)
+    inside = table.sum(dim=(-2, -1), keepdim=True)
+    by_label, by_output = table.sum(dim=-1, keepdim=True), table.sum(dim=-2, keepdim=True)
     terms = table * (table.log() + inside.log() - by_label.log() - by_output.log())
-    return terms.sum() / math.log(num_values)
+    return terms.sum(dim=(-2, -1)) / math.log(table.shape[-2])
 
 
 def finite_sample_floor(n: int, num_values: int) -> float:

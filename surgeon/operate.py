@@ -14,6 +14,7 @@ from surgeon.export import base_record
 from surgeon.measure import Comparison, Measures, Ruler, compare
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
+from surgeon.methods.training import Training
 from surgeon.record import Report
 from surgeon.remarks import augmented, bound_targets, cost, no_mask
 from surgeon.subject import Subject
@@ -113,7 +114,7 @@ def config_of(method: Method) -> dict[str, Any]:
     """Return a method's settings as plain JSON values, its recipe resolved."""
     config = {field.name: getattr(method, field.name) for field in fields(method)}  # pyright: ignore
     config = {"method": method.name, **{k: v for k, v in config.items() if k != "like"}}
-    if isinstance(method, FFW):
+    if isinstance(method, FFW | Training):
         config["settings"] = asdict(method.settings())
     return config
 

@@ -14,7 +14,7 @@ def check_choice(name: str, found: str | None, choices: Sequence[str]) -> None:
     Args:
         name: Of the field; the flag is made of it.
         found: What was given.
-        choices: Two or more.
+        choices: One or more.
 
     Raises:
         OptionError: It is not among them.

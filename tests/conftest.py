@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ from hypothesis import settings
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from surgeon.architecture import Architecture
-from surgeon.data import Data, Rows
+from surgeon.data import Data, Rows, extract
 from surgeon.findings import ProbeScore
 from surgeon.groups import Groups, Labels
 from surgeon.images import Images
 from surgeon.methods import FFW
+from surgeon.methods.base import device_changes
+from surgeon.methods.training import Pass
 from surgeon.preprocessing import Preprocessing
 from surgeon.probes import Prober
 from surgeon.subject import Subject, find_head, freeze
@@ -162,6 +165,42 @@ def small(toy) -> Toy:
 
 
 _PARTS = ("fit", "select", "report")
+
+
+@pytest.fixture(scope="session")
+def lopsided(toy) -> Data:
+    """The toy's data with a tenth of the fit rows that go against their colour."""
+    fit = toy.data.fit
+    against = fit.groups.target != fit.groups.biases[:, 0]
+    kept = (~against | (against.cumsum(0) % 10 == 0)).nonzero().flatten()
+    return replace(toy.data, fit=Rows(fit.images, fit.groups.take(kept), fit.index[kept]))
+
+
+@pytest.fixture(scope="session")
+def worst_group():
+    """Return a function that measures an edit's worst group on report rows."""
+
+    def measure(toy, edit) -> float:
+        rows = toy.data.report
+        logits = extract(toy.subject, rows, overrides=device_changes(toy.subject, edit)).logits
+        right = logits.argmax(1) == rows.groups.target
+        return min(float(right[rows.groups.index == group].float().mean()) for group in range(4))
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def pass_of():
+    """Return a function that passes some fit rows through trainable copies of the weights."""
+
+    def make(toy, rows, passed=0.5) -> tuple[Pass, dict[str, Tensor]]:
+        net, x = toy.subject.net, toy.data.fit.batch(rows)
+        weights = {n: w.detach().clone().requires_grad_() for n, w in net.named_parameters()}
+        features, logits = toy.subject.forward(x, weights)
+        head = partial(linear, weight=weights["fc.weight"], bias=weights["fc.bias"])
+        return Pass(rows, features, logits, head, passed), weights
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def fits(monkeypatch):
         monkeypatch.setattr(owner, name, wrapped)
 
     spy(FFW, "fit", lambda self, *_: f"{self.recipe} {self.mode} {self.gamma}")
-    spy(Finetune, "fit", lambda self, *_: f"finetune {self.epochs}")
+    spy(Finetune, "fit", lambda self, *_: f"finetune {self.settings().epochs}")
     spy(surgeon.benchmarks.vanilla, "train", lambda bench: f"train {bench.training.epochs}")
     return seen
 

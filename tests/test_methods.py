@@ -16,6 +16,7 @@ from surgeon.methods import (
     DFR,
     FFW,
     METHODS,
+    VCBA,
     Finetune,
     GBAMask,
     GroupDRO,
@@ -34,7 +35,8 @@ from surgeon.methods.base import (
 )
 
 SEARCHES = ("ffw", "structured", "paper", "paper-structured")
-NAMES = (*SEARCHES, "dfr", "leace", "finetune", "group-dro", "gba-mask", "magnitude", "random")
+TRAININGS = ("finetune", "group-dro", "vcba")
+NAMES = (*SEARCHES, *TRAININGS, "dfr", "leace", "gba-mask", "magnitude", "random")
 
 
 def method(name, subject, seed=0):
@@ -51,6 +53,7 @@ def method(name, subject, seed=0):
         "leace": Leace(),
         "finetune": Finetune(epochs=1, seed=seed),
         "group-dro": GroupDRO(epochs=1, seed=seed),
+        "vcba": VCBA(epochs=1, seed=seed),
         "gba-mask": GBAMask(seed=seed),
         "magnitude": Magnitude(like=like, seed=seed),
         "random": Random(like=like, seed=seed),
@@ -100,9 +103,7 @@ def test_fit_changes_nothing_and_reads_no_report_row(name, small):
     assert subject.fingerprint() == print_before
     assert state(subject) == state_before
     assert torch.equal(torch.get_rng_state(), random_before)
-    assert len(records) == (
-        2 if name in SEARCHES else 1 if name in ("finetune", "group-dro") else 0
-    )
+    assert len(records) == (2 if name in SEARCHES else int(name in TRAININGS))
     for tensor in tensors_of(edit).values():
         assert tensor.device.type == "cpu"
         assert not tensor.requires_grad
@@ -151,8 +152,7 @@ def test_same_seed_same_bytes_other_seed_another_edit(name, small, tmp_path, alw
 
 
 def test_registry_and_names():
-    names = {"ffw", "gba-mask", "magnitude", "random", "finetune", "group-dro", "dfr", "leace"}
-    assert set(METHODS) == names
+    assert set(METHODS) == {"ffw", *NAMES} - set(SEARCHES[1:])
     for name, kind in METHODS.items():
         assert kind.name == name
         assert issubclass(kind, Method)

@@ -12,19 +12,23 @@ from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
 from surgeon_cli._run import make_method, read_and_operate
 
-_METHODS = ("finetune", "group-dro")
+_METHODS = ("finetune", "group-dro", "vcba")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags:
     """The settings that methods of fine-tuning share, the seed left out."""
 
-    lr: Annotated[float, typer.Option(help="Adam step at the start of the cosine.")] = 1e-3
-    epochs: Annotated[int, typer.Option(help="Epochs.")] = 80
-    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 50
+    recipe: Annotated[str, typer.Option(help="default or paper, for methods that have one.")] = (
+        "default"
+    )
+    lr: Annotated[float | None, typer.Option(help="Step at the start.")] = None
+    epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None
     balance: Annotated[
-        str, typer.Option(help="groups draws them equally often, none takes rows as they are.")
-    ] = "groups"
+        str | None,
+        typer.Option(help="groups draws them equally often, none takes rows as they are."),
+    ] = None
 
 
 @reports_errors
@@ -37,7 +41,10 @@ def finetune(
     output: opt.OutputFlags,
     method: Annotated[
         str,
-        typer.Option(help="finetune is plain, group-dro weighs groups by how badly they fare."),
+        typer.Option(
+            help="finetune is plain, group-dro weighs groups by how badly they fare, vcba weighs "
+            "rows that go against the bias and removes its information from them."
+        ),
     ] = "finetune",
 ) -> None:
     """Train all weights on the labelled rows, prove the result, and export it."""

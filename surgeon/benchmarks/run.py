@@ -32,6 +32,7 @@ from surgeon.errors import ArtefactError, OptionError
 from surgeon.measure import Measures
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
+from surgeon.methods.training import Training
 from surgeon.operate import Announce, config_of
 from surgeon.subject import Subject, find_device, load
 
@@ -152,12 +153,9 @@ def _check_folder(out: Path) -> None:
 
 def _cap(method: Method, epochs: int | None) -> Method:
     """Lower a method's epochs; a method without any is left as it is."""
-    if epochs is None:
+    if epochs is None or not isinstance(method, FFW | Training):
         return method
-    if isinstance(method, FFW):
-        return replace(method, epochs=min(epochs, method.settings().epochs))
-    own = getattr(method, "epochs", None)
-    return method if own is None else replace(method, epochs=min(epochs, own))  # pyright: ignore
+    return replace(method, epochs=min(epochs, method.settings().epochs))
 
 
 def _make(

@@ -10,12 +10,14 @@ from surgeon.methods.finetune import Finetune
 from surgeon.methods.gba_mask import GBAMask
 from surgeon.methods.group_dro import GroupDRO
 from surgeon.methods.leace import Leace
+from surgeon.methods.vcba import VCBA
 
 METHODS: dict[str, type[Method]] = {
     "ffw": FFW,
     "gba-mask": GBAMask,
     "magnitude": Magnitude,
     "random": Random,
+    "vcba": VCBA,
     "finetune": Finetune,
     "group-dro": GroupDRO,
     "dfr": DFR,
@@ -26,6 +28,7 @@ __all__ = [
     "DFR",
     "FFW",
     "METHODS",
+    "VCBA",
     "Finetune",
     "GBAMask",
     "GroupDRO",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data
-from surgeon.methods.training import Loss, Training
+from surgeon.methods.training import Loss, Pass, Training
 from surgeon.subject import Subject
 
 
@@ -23,7 +24,7 @@ class Finetune(Training):
         """Return the mean cross-entropy of a batch."""
         targets = data.fit.groups.target.to(subject.device)
 
-        def loss(logits: Tensor, rows: Tensor) -> Tensor:
-            return cross_entropy(logits, targets[rows.to(targets.device)])
+        def loss(seen: Pass) -> tuple[Tensor, Mapping[str, Tensor]]:
+            return cross_entropy(seen.logits, targets[seen.rows.to(targets.device)]), {}
 
         return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data
-from surgeon.methods.training import Loss, Training
+from surgeon.methods.training import Loss, Pass, Training
 from surgeon.options import check_positive
 from surgeon.subject import Subject
 
@@ -44,14 +45,14 @@ class GroupDRO(Training):
         weights = (groups.counts() > 0).double().to(device)
         weights /= weights.sum()
 
-        def loss(logits: Tensor, rows: Tensor) -> Tensor:
-            rows = rows.to(device)
-            each = cross_entropy(logits, targets[rows], reduction="none").double()
+        def loss(seen: Pass) -> tuple[Tensor, Mapping[str, Tensor]]:
+            rows = seen.rows.to(device)
+            each = cross_entropy(seen.logits, targets[rows], reduction="none").double()
             held = index[rows]
             counts = torch.zeros_like(weights).index_add(0, held, torch.ones_like(each))
             means = torch.zeros_like(weights).index_add(0, held, each) / counts.clamp_min(1)
             weights.mul_((self.group_step * means.detach()).exp())
             weights.div_(weights.sum())
-            return (weights.clone() @ means).to(logits.dtype)
+            return (weights.clone() @ means).to(seen.logits.dtype), {}
 
         return loss

@@ -4,46 +4,116 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
-from surgeon.methods.augmentation import harmless
+from surgeon.errors import OptionError
+from surgeon.methods.augmentation import Augmentation, harmless
 from surgeon.methods.base import Method, Progress, new_edit, select_accuracy
 from surgeon.options import check_choice, check_least, check_positive
 from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Takes logits `[n, C]` and the positions `[n]` of their fit rows, and gives a scalar."""
+Balance = Literal["groups", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One batch on its way through the network, differentiable in the weights that are trained."""
+
+    rows: Tensor
+    """`[n]` int64 on the CPU, positions among the fit rows."""
+    features: Tensor
+    """`[n, D]`, the bottleneck."""
+    logits: Tensor
+    """`[n, C]`."""
+    head: Callable[[Tensor], Tensor]
+    """Takes features `[n, D]` to logits `[n, C]`: the head as it is being trained."""
+    passed: float
+    """Share of the training that is over, 0 to 1."""
+
+
+Loss = Callable[[Pass], tuple[Tensor, Mapping[str, Tensor]]]
+"""Gives a scalar for the network to lower, and figures for the record, scalars without gradient.
+
+What a loss trains beside the network it trains on detached features, before it returns; in the
+scalar it is a constant.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """How weights are stepped."""
+
+    optimiser: Literal["adam", "sgd"] = "adam"
+    """SGD has momentum 0.9."""
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    milestones: tuple[float, ...] | None = None
+    """Shares of the training after which the step falls to a tenth; None: along a half cosine."""
+    epochs: int = 80
+    batch_size: int = 50
+    balance: Balance = "groups"
+    augment: bool = True
+    """Mirror and shift rows where the given network does not mind, as in the mask search."""
+
+    def new_optimiser(self, weights: Mapping[str, Tensor]) -> tuple[Optimizer, LRScheduler]:
+        """Make the optimiser and its schedule over epochs."""
+        if self.optimiser == "adam":
+            made = Adam(weights.values(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        else:
+            made = SGD(weights.values(), lr=self.lr, weight_decay=self.weight_decay, momentum=0.9)
+        if self.milestones is None:
+            return made, CosineAnnealingLR(made, self.epochs)
+        return made, MultiStepLR(made, [round(m * self.epochs) for m in self.milestones])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Method):
-    """Train every parameter with Adam on a cosine schedule; keep the best epoch on select rows.
+    """Train every parameter, and keep the best epoch on select rows.
 
-    Rows are mirrored and shifted where the given network does not mind, as in the mask search.
+    None takes the regime's own value.
     """
 
-    lr: float = 1e-3
-    """Adam step at the start of the cosine."""
-    epochs: int = 80
-    batch_size: int = 50
+    default: ClassVar[Regime] = Regime()
+    paper: ClassVar[Regime | None] = None
+    """The published one, where there is one."""
+
+    recipe: Literal["default", "paper"] = "default"
+    lr: float | None = None
+    """Step at the start."""
+    epochs: int | None = None
+    batch_size: int | None = None
     """Rows per step."""
-    balance: Literal["groups", "none"] = "groups"
+    balance: Balance | None = None
     """Draw groups equally often, or rows as they come."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("recipe", self.recipe, ("default", "paper"))
         check_positive("lr", self.lr)
         check_least("epochs", self.epochs, 1)
         check_least("batch_size", self.batch_size, 2)
         check_choice("balance", self.balance, ("groups", "none"))
+        if self.recipe == "paper" and self.paper is None:
+            raise OptionError(f"--recipe: found 'paper', which {self.name} has none of")
+
+    def settings(self) -> Regime:
+        """Return the regime with this configuration's own values put in."""
+        own = self.paper if self.recipe == "paper" and self.paper else self.default
+        names = ("lr", "epochs", "batch_size", "balance")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(own, **given)
 
     @abstractmethod
     def new_loss(self, subject: Subject, data: Data) -> Loss:
@@ -51,33 +121,25 @@ class Training(Method):
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Train copies of the weights; the subject's own stay frozen."""
-        device = subject.device
-        weights = {
-            name: value.detach().clone().requires_grad_()
-            for name, value in subject.net.named_parameters()
-        }
-        optimiser = torch.optim.Adam(weights.values(), lr=self.lr, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.epochs)
-        generator = torch.Generator().manual_seed(self.seed)
-        augmentation = harmless(subject, data, seed=self.seed)
+        regime = self.settings()
+        run = _Run(subject, data, regime, self.seed)
+        optimiser, schedule = regime.new_optimiser(run.weights)
         loss_of = self.new_loss(subject, data)
         best, kept, start = -1.0, {}, time.perf_counter()
-        for epoch in range(1, self.epochs + 1):
-            total = torch.zeros((), device=device)
+        for epoch in range(1, regime.epochs + 1):
+            sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=subject.device))
             with batch_statistics(subject) as buffers:
-                for rows, x in data.fit.epoch(self.batch_size, generator, self.balance):
-                    x = augmentation(x, generator)
-                    _, logits = subject.forward(x, {**weights, **buffers})
-                    loss = loss_of(logits, rows)
+                for seen in run.passes(epoch, buffers):
+                    loss, figures = loss_of(seen)
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
-                    total += loss.detach() * len(rows)
+                    for name, value in {"task_loss": loss.detach(), **figures}.items():
+                        sums[name] += value * len(seen.rows)
             schedule.step()
-            now = {n: t.detach() for n, t in {**weights, **buffers}.items()}
-            accuracy = select_accuracy(
-                extract(subject, data.select, overrides=now).logits, data.select.groups
-            )
+            now = {n: t.detach() for n, t in {**run.weights, **buffers}.items()}
+            logits = extract(subject, data.select, overrides=now).logits
+            accuracy = select_accuracy(logits, data.select.groups)
             if accuracy > best:
                 best, kept = accuracy, {n: t.cpu().clone() for n, t in now.items()}
             if progress:
@@ -85,17 +147,46 @@ class Training(Method):
                 progress(
                     {
                         "epoch": epoch,
-                        "epochs": self.epochs,
-                        "augmentation": str(augmentation),
-                        "task_loss": float(total) / len(data.fit),
+                        "epochs": regime.epochs,
+                        "augmentation": str(run.augmentation),
+                        **{name: float(total) / len(data.fit) for name, total in sums.items()},
                         "select_balanced_accuracy": accuracy,
-                        "seconds_left": each * (self.epochs - epoch),
+                        "seconds_left": each * (regime.epochs - epoch),
                     }
                 )
-        parameters = {n: t for n, t in kept.items() if n in weights}
         return new_edit(
             subject,
             self.name,
-            updates=parameters,
-            buffers={n: t for n, t in kept.items() if n not in weights},
+            updates={n: t for n, t in kept.items() if n in run.weights},
+            buffers={n: t for n, t in kept.items() if n not in run.weights},
         )
+
+
+class _Run:
+    """One training: copies of the weights, and the batches that pass through them."""
+
+    def __init__(self, subject: Subject, data: Data, regime: Regime, seed: int) -> None:
+        self.subject, self.data, self.regime = subject, data, regime
+        self.weights = {
+            name: value.detach().clone().requires_grad_()
+            for name, value in subject.net.named_parameters()
+        }
+        self.generator = torch.Generator().manual_seed(seed)
+        self.augmentation = harmless(subject, data, seed=seed) if regime.augment else Augmentation()
+
+    def passes(self, epoch: int, buffers: Mapping[str, Tensor]) -> Iterator[Pass]:
+        """Go through one epoch, counted from 1."""
+        regime, rows_left = self.regime, len(self.data.fit)
+        for rows, x in self.data.fit.epoch(regime.batch_size, self.generator, regime.balance):
+            x = self.augmentation(x, self.generator)
+            features, logits = self.subject.forward(x, {**self.weights, **buffers})
+            passed = (epoch - rows_left / len(self.data.fit)) / regime.epochs
+            yield Pass(rows, features, logits, self._head, passed)
+            rows_left -= len(rows)
+
+    def _head(self, features: Tensor) -> Tensor:
+        name = self.subject.head_name
+        own = {
+            key: self.weights[f"{name}.{key}"] for key, _ in self.subject.head.named_parameters()
+        }
+        return functional_call(self.subject.head, own, (features,))

@@ -1,0 +1,175 @@
+"""Rows that go against the bias weigh more, and tell nothing of it any more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from surgeon.bias_head import BiasHead
+from surgeon.data import Rows, extract
+from surgeon.errors import LabelError, OptionError
+from surgeon.methods import VCBA, Finetune, vcba
+from surgeon.methods.training import Regime
+from surgeon.methods.vcba import _pulls, _Reader, row_weights
+from surgeon.mutual_information import mutual_information
+
+
+def test_both_kinds_of_rows_of_a_bias_value_weigh_the_same(lopsided):
+    groups = lopsided.fit.groups
+    bias, aligned = groups.biases[:, 0], groups.biases[:, 0] == groups.target
+    weights = row_weights(groups, aligned[:, None], "val.csv")
+    assert float(weights.mean()) == pytest.approx(1)
+    for value in (0, 1):
+        sums = [float(weights[(bias == value) & kind].sum()) for kind in (aligned, ~aligned)]
+        assert sums[0] == pytest.approx(sums[1])
+    # By hand: rho of a value is 10 / 11 or so, and its rows weigh 1.1 and 11 before scaling.
+    share = float(aligned[bias == 0].float().mean())
+    first = weights[(bias == 0) & ~aligned][0] / weights[(bias == 0) & aligned][0]
+    assert float(first) == pytest.approx(share / (1 - share))
+
+
+def test_a_bias_value_with_one_kind_of_rows_is_named(toy, lopsided):
+    fit = lopsided.fit
+    gone = (fit.groups.biases[:, 0] == 1) & (fit.groups.target == 0)
+    kept = (~gone).nonzero().flatten()
+    bare = replace(lopsided, fit=Rows(fit.images, fit.groups.take(kept), fit.index[kept]))
+    with pytest.raises(LabelError, match="1 bias values with one kind of rows") as error:
+        VCBA(epochs=1).fit(toy.subject, bare)
+    count = int((bare.fit.groups.biases[:, 0] == 1).sum())
+    assert f"bias '1': all {count} fit rows are aligned" in str(error.value)
+
+
+def test_rows_drawn_by_groups_would_weigh_twice():
+    with pytest.raises(OptionError, match="--balance: found 'groups', expected none"):
+        VCBA(balance="groups")
+
+
+@pytest.fixture
+def reading(toy, lopsided):
+    """Features, groups, the misaligned rows, and a reader whose head stays as it is."""
+    features, groups = extract(toy.subject, lopsided.fit).features, lopsided.fit.groups
+    misaligned = groups.biases[:, 0] != groups.target
+
+    def make(batch_size):
+        reader = _Reader(features, groups, 0, misaligned, Regime(batch_size=batch_size))
+        generator = torch.Generator().manual_seed(0)
+        reader.head.weight += 0.5 * torch.randn(reader.head.weight.shape, generator=generator)
+        reader.head.step = lambda *_: None
+        return reader
+
+    return features, groups, misaligned, make
+
+
+def test_of_all_rows_at_once_it_is_the_information_of_the_misaligned(reading):
+    features, groups, misaligned, make = reading
+    reader = make(len(groups))
+    x = features.clone().requires_grad_()
+    told = reader(x, torch.arange(len(groups)))
+    y = features[misaligned].clone().requires_grad_()
+    expected = mutual_information(reader.head(y), groups.biases[misaligned, 0], 2)
+    torch.testing.assert_close(told, expected)
+    told.backward()
+    expected.backward()
+    assert float(y.grad.abs().max()) > 1e-4
+    torch.testing.assert_close(x.grad[misaligned], y.grad)
+    assert not bool(x.grad[~misaligned].any())
+
+
+def test_batches_of_an_epoch_add_up_to_the_whole(reading):
+    features, groups, misaligned, make = reading
+    whole, reader, size = make(len(groups)), make(11), 11
+    x = features.clone().requires_grad_()
+    whole(x, torch.arange(len(groups))).backward()
+    generator = torch.Generator().manual_seed(0)
+    epochs = 40
+    found = torch.zeros_like(x)
+    for epoch in range(epochs + 3):
+        for rows in torch.randperm(len(groups), generator=generator).split(size):
+            batch = features[rows].clone().requires_grad_()
+            told = reader(batch, rows)
+            if misaligned[rows].any():
+                told.backward()
+                if epoch >= 3:
+                    found[rows] += batch.grad
+    # Each row was seen once an epoch, in a batch that stands for the whole epoch.
+    found *= size / len(groups) / epochs
+    assert float((found - x.grad).norm() / x.grad.norm()) < 0.1
+
+
+def test_head_and_network_learn_nothing_from_each_other(toy, lopsided, pass_of):
+    tilted = replace(toy, data=lopsided)
+    rows = torch.arange(0, len(lopsided.fit), 2)
+    seen, weights = pass_of(tilted, rows)
+    before = {name: value.detach().clone() for name, value in weights.items()}
+    twin = BiasHead(seen.features.detach(), 2)
+    twin.step(seen.features.detach(), lopsided.fit.groups.biases[rows, 0])
+    heads = []
+    original = BiasHead.__init__
+
+    def remember(self, *args):
+        original(self, *args)
+        heads.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BiasHead, "__init__", remember)
+        loss, figures = VCBA().new_loss(toy.subject, lopsided)(seen)
+    (head,) = heads
+    # The head took its own step and no other, to the bit; the network none yet.
+    assert torch.equal(head.weight, twin.weight)
+    loss.backward()
+    assert torch.equal(head.weight, twin.weight)
+    assert head.weight.grad is None
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
+    assert all(bool(value.grad.any()) for value in weights.values())
+    assert set(figures) == {"task_loss", "bias_term"}
+    assert float(loss.detach()) == pytest.approx(
+        float(figures["task_loss"]) + 2 * float(figures["bias_term"]), rel=1e-5
+    )
+
+
+def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group, monkeypatch):
+    settings = {"epochs": 4, "lr": 1e-4}
+    plain = Finetune(balance="none", **settings).fit(toy.subject, lopsided)
+    monkeypatch.setattr(vcba, "_LAMBDA", 0.0)
+    weighed = VCBA(**settings).fit(toy.subject, lopsided)
+    assert worst_group(toy, weighed) > worst_group(toy, plain) + 0.1
+
+
+def test_the_information_is_removed(toy, lopsided, monkeypatch):
+    told = []
+    for strength in (0.0, 8.0):
+        monkeypatch.setattr(vcba, "_LAMBDA", strength)
+        records = []
+        VCBA(epochs=4, lr=1e-4).fit(toy.subject, lopsided, progress=records.append)
+        told.append(max(record["bias_term"] for record in records))
+    assert told[0] > 0.2
+    assert told[1] < 0.3 * told[0]
+
+
+def test_where_the_network_says_nothing_the_rows_do(toy, lopsided):
+    groups = lopsided.fit.groups
+    right = one_hot(groups.target, 2).float()
+    assert [pull.tolist() for pull in _pulls(right, groups)] == [[0, 1]]
+    # The network's own answers count first.
+    turned = one_hot(1 - groups.biases[:, 0], 2).float()
+    assert [pull.tolist() for pull in _pulls(turned, groups)] == [[1, 0]]
+
+
+def test_the_paper_s_recipe_steps_as_it_says():
+    settings = VCBA(recipe="paper", epochs=40).settings()
+    assert (settings.optimiser, settings.lr, settings.weight_decay) == ("sgd", 0.1, 1e-4)
+    assert (settings.batch_size, settings.epochs, settings.augment) == (100, 40, False)
+    weight = torch.zeros(1, requires_grad=True)
+    optimiser, schedule = settings.new_optimiser({"w": weight})
+    rates = []
+    for _ in range(40):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1] * 20 + [0.01] * 10 + [0.001] * 10)
+    assert optimiser.param_groups[0]["momentum"] == 0.9
+    with pytest.raises(OptionError, match="--recipe: found 'paper', which finetune has none of"):
+        Finetune(recipe="paper")
