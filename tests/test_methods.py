@@ -15,8 +15,12 @@ from surgeon.edit import Edit
 from surgeon.methods import (
     DFR,
     FFW,
+    GBA,
+    GBAC,
+    GBAN,
     METHODS,
     VCBA,
+    Adversarial,
     Finetune,
     GBAMask,
     GroupDRO,
@@ -35,7 +39,7 @@ from surgeon.methods.base import (
 )
 
 SEARCHES = ("ffw", "structured", "paper", "paper-structured")
-TRAININGS = ("finetune", "group-dro", "vcba")
+TRAININGS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial")
 NAMES = (*SEARCHES, *TRAININGS, "dfr", "leace", "gba-mask", "magnitude", "random")
 
 
@@ -54,6 +58,10 @@ def method(name, subject, seed=0):
         "finetune": Finetune(epochs=1, seed=seed),
         "group-dro": GroupDRO(epochs=1, seed=seed),
         "vcba": VCBA(epochs=1, seed=seed),
+        "gba": GBA(epochs=1, seed=seed),
+        "gba-n": GBAN(epochs=1, seed=seed),
+        "gba-c": GBAC(epochs=1, seed=seed),
+        "adversarial": Adversarial(epochs=1, seed=seed),
         "gba-mask": GBAMask(seed=seed),
         "magnitude": Magnitude(like=like, seed=seed),
         "random": Random(like=like, seed=seed),

@@ -12,7 +12,7 @@ from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
 from surgeon_cli._run import make_method, read_and_operate
 
-_METHODS = ("finetune", "group-dro", "vcba")
+_METHODS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,9 @@ def finetune(
         str,
         typer.Option(
             help="finetune is plain, group-dro weighs groups by how badly they fare, vcba weighs "
-            "rows that go against the bias and removes its information from them."
+            "rows that go against the bias and removes its information from them, gba trains "
+            "against an adversary and drops features by its gradients (adversarial: none; gba-n, "
+            "gba-c: its ablations)."
         ),
     ] = "finetune",
 ) -> None:

@@ -7,6 +7,7 @@ from surgeon.methods.controls import Magnitude, Random
 from surgeon.methods.dfr import DFR
 from surgeon.methods.ffw import FFW
 from surgeon.methods.finetune import Finetune
+from surgeon.methods.gba import GBA, GBAC, GBAN, Adversarial
 from surgeon.methods.gba_mask import GBAMask
 from surgeon.methods.group_dro import GroupDRO
 from surgeon.methods.leace import Leace
@@ -18,6 +19,10 @@ METHODS: dict[str, type[Method]] = {
     "magnitude": Magnitude,
     "random": Random,
     "vcba": VCBA,
+    "gba": GBA,
+    "gba-n": GBAN,
+    "gba-c": GBAC,
+    "adversarial": Adversarial,
     "finetune": Finetune,
     "group-dro": GroupDRO,
     "dfr": DFR,
@@ -27,8 +32,12 @@ METHODS: dict[str, type[Method]] = {
 __all__ = [
     "DFR",
     "FFW",
+    "GBA",
+    "GBAC",
+    "GBAN",
     "METHODS",
     "VCBA",
+    "Adversarial",
     "Finetune",
     "GBAMask",
     "GroupDRO",
