@@ -75,7 +75,7 @@ def test_each_learns_from_its_own_loss_alone(toy, pass_of, opponents, kind):
     rows = torch.arange(80)
     seen, weights = pass_of(toy, rows, passed=1.0)
     before = {name: value.detach().clone() for name, value in weights.items()}
-    loss_of = kind().new_loss(toy.subject, toy.data)
+    loss_of = kind().new_objective(toy.subject, toy.data).loss
     (opponent,) = opponents
     twin = copy.deepcopy(opponent)
     bias, target = toy.data.fit.groups.biases[rows, 0], toy.data.fit.groups.target[rows]

@@ -24,7 +24,7 @@ def passed(logits, rows):
 
 def test_weights_follow_the_losses_of_the_groups(toy):
     step = 0.7
-    loss = GroupDRO(group_step=step).new_loss(toy.subject, toy.data)
+    loss = GroupDRO(group_step=step).new_objective(toy.subject, toy.data).loss
     weights = [0.25] * 4
     for groups, sure in (((0, 1, 2, 3), 1.0), ((0, 0, 3), -2.0), ((2,), 0.5)):
         rows = rows_of_groups(toy.data, *groups)
@@ -42,7 +42,7 @@ def test_weights_follow_the_losses_of_the_groups(toy):
 
 
 def test_the_gradient_reaches_every_row_by_the_weight_of_its_group(toy):
-    loss = GroupDRO(group_step=1e-9).new_loss(toy.subject, toy.data)
+    loss = GroupDRO(group_step=1e-9).new_objective(toy.subject, toy.data).loss
     rows = rows_of_groups(toy.data, 0, 0, 0, 1)
     logits = torch.zeros(4, 2, requires_grad=True)
     loss(passed(logits, rows))[0].backward()

@@ -21,6 +21,7 @@ from surgeon.methods import (
     METHODS,
     VCBA,
     Adversarial,
+    ClusterFix,
     Finetune,
     GBAMask,
     GroupDRO,
@@ -39,7 +40,7 @@ from surgeon.methods.base import (
 )
 
 SEARCHES = ("ffw", "structured", "paper", "paper-structured")
-TRAININGS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial")
+TRAININGS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial", "clusterfix")
 NAMES = (*SEARCHES, *TRAININGS, "dfr", "leace", "gba-mask", "magnitude", "random")
 
 
@@ -62,6 +63,7 @@ def method(name, subject, seed=0):
         "gba-n": GBAN(epochs=1, seed=seed),
         "gba-c": GBAC(epochs=1, seed=seed),
         "adversarial": Adversarial(epochs=1, seed=seed),
+        "clusterfix": ClusterFix(epochs=1, clusters=2, seed=seed),
         "gba-mask": GBAMask(seed=seed),
         "magnitude": Magnitude(like=like, seed=seed),
         "random": Random(like=like, seed=seed),

@@ -115,7 +115,7 @@ def test_head_and_network_learn_nothing_from_each_other(toy, lopsided, pass_of):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BiasHead, "__init__", remember)
-        loss, figures = VCBA().new_loss(toy.subject, lopsided)(seen)
+        loss, figures = VCBA().new_objective(toy.subject, lopsided).loss(seen)
     (head,) = heads
     # The head took its own step and no other, to the bit; the network none yet.
     assert torch.equal(head.weight, twin.weight)

@@ -12,7 +12,7 @@ from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
 from surgeon_cli._run import make_method, read_and_operate
 
-_METHODS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial")
+_METHODS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial", "clusterfix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ def finetune(
             help="finetune is plain, group-dro weighs groups by how badly they fare, vcba weighs "
             "rows that go against the bias and removes its information from them, gba trains "
             "against an adversary and drops features by its gradients (adversarial: none; gba-n, "
-            "gba-c: its ablations)."
+            "gba-c: its ablations), clusterfix weighs clusters by how badly they fare and reads no "
+            "bias label."
         ),
     ] = "finetune",
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.methods.base import Method
+from surgeon.methods.clusterfix import ClusterFix
 from surgeon.methods.controls import Magnitude, Random
 from surgeon.methods.dfr import DFR
 from surgeon.methods.ffw import FFW
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "gba-n": GBAN,
     "gba-c": GBAC,
     "adversarial": Adversarial,
+    "clusterfix": ClusterFix,
     "finetune": Finetune,
     "group-dro": GroupDRO,
     "dfr": DFR,
@@ -38,6 +40,7 @@ __all__ = [
     "METHODS",
     "VCBA",
     "Adversarial",
+    "ClusterFix",
     "Finetune",
     "GBAMask",
     "GroupDRO",

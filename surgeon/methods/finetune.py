@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data
-from surgeon.methods.training import Loss, Pass, Training
+from surgeon.methods.training import Objective, Pass, Training
 from surgeon.subject import Subject
 
 
@@ -20,11 +20,11 @@ class Finetune(Training):
 
     name: ClassVar[str] = "finetune"
 
-    def new_loss(self, subject: Subject, data: Data) -> Loss:
+    def new_objective(self, subject: Subject, data: Data) -> Objective:
         """Return the mean cross-entropy of a batch."""
         targets = data.fit.groups.target.to(subject.device)
 
         def loss(seen: Pass) -> tuple[Tensor, Mapping[str, Tensor]]:
             return cross_entropy(seen.logits, targets[seen.rows.to(targets.device)]), {}
 
-        return loss
+        return Objective(loss, data)

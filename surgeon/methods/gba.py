@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data, extract
 from surgeon.methods.base import gather_biases
-from surgeon.methods.training import Loss, Pass, Training
+from surgeon.methods.training import Objective, Pass, Training
 from surgeon.subject import Subject
 
 # Steepness of the ramp of the adversarial term, from DANN (Ganin and others, JMLR 2016).
@@ -53,7 +53,7 @@ class AdversarialTraining(Training):
             `[n, D]` bool, True drops.
         """
 
-    def new_loss(self, subject: Subject, data: Data) -> Loss:
+    def new_objective(self, subject: Subject, data: Data) -> Objective:
         """Return the cross-entropy behind the mask less the discriminators'."""
         device = subject.device
         targets = data.fit.groups.target.to(device)
@@ -78,7 +78,7 @@ class AdversarialTraining(Training):
             figures = {"task_loss": task, "adversarial_loss": adversarial, "kept": kept}
             return task - ramp * adversarial, {n: value.detach() for n, value in figures.items()}
 
-        return loss
+        return Objective(loss, data)
 
     def _opponents(self, subject: Subject, data: Data) -> list[_Discriminator]:
         """Make a discriminator per bias that has seen some batches of the given features."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data
-from surgeon.methods.training import Loss, Pass, Training
+from surgeon.methods.training import Objective, Pass, Training
 from surgeon.options import check_positive
 from surgeon.subject import Subject
 
@@ -38,7 +38,7 @@ class GroupDRO(Training):
         super().__post_init__()
         check_positive("group_step", self.group_step)
 
-    def new_loss(self, subject: Subject, data: Data) -> Loss:
+    def new_objective(self, subject: Subject, data: Data) -> Objective:
         """Return the weighted sum of the groups' mean cross-entropies, and follow it."""
         groups, device = data.fit.groups, subject.device
         targets, index = groups.target.to(device), groups.index.to(device)
@@ -55,4 +55,4 @@ class GroupDRO(Training):
             weights.div_(weights.sum())
             return (weights.clone() @ means).to(seen.logits.dtype), {}
 
-        return loss
+        return Objective(loss, data)

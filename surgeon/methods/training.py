@@ -51,6 +51,15 @@ scalar it is a constant.
 """
 
 
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What one fit lowers, and what it chooses by."""
+
+    loss: Loss
+    data: Data
+    """The rows, with the groups that drawing and choosing may know."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Regime:
     """How weights are stepped."""
@@ -116,21 +125,21 @@ class Training(Method):
         return replace(own, **given)
 
     @abstractmethod
-    def new_loss(self, subject: Subject, data: Data) -> Loss:
-        """Make the loss of one fit, with whatever state it keeps from step to step."""
+    def new_objective(self, subject: Subject, data: Data) -> Objective:
+        """Make the objective of one fit, with whatever state it keeps from step to step."""
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Train copies of the weights; the subject's own stay frozen."""
-        regime = self.settings()
+        regime, objective = self.settings(), self.new_objective(subject, data)
+        data = objective.data
         run = _Run(subject, data, regime, self.seed)
         optimiser, schedule = regime.new_optimiser(run.weights)
-        loss_of = self.new_loss(subject, data)
         best, kept, start = -1.0, {}, time.perf_counter()
         for epoch in range(1, regime.epochs + 1):
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=subject.device))
             with batch_statistics(subject) as buffers:
                 for seen in run.passes(epoch, buffers):
-                    loss, figures = loss_of(seen)
+                    loss, figures = objective.loss(seen)
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()

@@ -15,7 +15,7 @@ from surgeon.bias_head import BiasHead
 from surgeon.data import Data, extract
 from surgeon.errors import LabelError
 from surgeon.groups import Groups
-from surgeon.methods.training import Loss, Pass, Regime, Training
+from surgeon.methods.training import Objective, Pass, Regime, Training
 from surgeon.mutual_information import table_information
 from surgeon.options import check_choice
 from surgeon.subject import Subject
@@ -61,7 +61,7 @@ class VCBA(Training):
         # Rows are weighted already.
         check_choice("balance", self.balance, ("none",))
 
-    def new_loss(self, subject: Subject, data: Data) -> Loss:
+    def new_objective(self, subject: Subject, data: Data) -> Objective:
         """Return weighted cross-entropy plus information.
 
         Raises:
@@ -87,7 +87,7 @@ class VCBA(Training):
             told = torch.stack([reader(seen.features, rows) for reader in readers]).mean()
             return task + _LAMBDA * told, {"task_loss": task.detach(), "bias_term": told.detach()}
 
-        return loss
+        return Objective(loss, data)
 
 
 def _pulls(logits: Tensor, groups: Groups) -> list[Tensor]:
