@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from surgeon.audit import Audit
-from surgeon.checkpoint import check_out
 from surgeon.data import Data, read_data
 from surgeon.demo import make_demo
 from surgeon.edit import Edit
@@ -24,6 +23,7 @@ from surgeon.operate import Outcome, operate
 from surgeon.subject import Subject, find_device, load
 from surgeon.surgery import apply
 from surgeon.train_counts import read_train_counts
+from surgeon.whole import check_out
 
 __all__ = [
     "DFR",

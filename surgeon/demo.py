@@ -17,8 +17,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from surgeon.checkpoint import fresh_directory, write_safetensors
+from surgeon.checkpoint import write_safetensors
 from surgeon.export import write_json
+from surgeon.whole import fresh_directory
 
 TRAIN, FIT, SELECT = 900, 400, 100
 """Digits of each part; the rest are report rows."""

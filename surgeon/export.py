@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from surgeon.card import model_card
-from surgeon.checkpoint import file_sha256, fresh_directory, write_safetensors
+from surgeon.checkpoint import file_sha256, write_safetensors
 from surgeon.edit import Edit
 from surgeon.errors import ArtefactError
 from surgeon.record import Report
 from surgeon.subject import Subject, load
 from surgeon.surgery import apply, prove
+from surgeon.whole import fresh_directory
 
 RECORD_VERSION = 1
 # Images whose logits travel with the export.

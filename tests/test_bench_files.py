@@ -5,12 +5,9 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 
-import pytest
-
 from surgeon.benchmarks import files
-from surgeon.benchmarks.files import code_commit, replacing, setting_name
+from surgeon.benchmarks.files import code_commit, setting_name
 from surgeon.benchmarks.protocol import Setting
-from surgeon.errors import ArtefactError
 
 
 def test_names_of_settings():
@@ -27,27 +24,6 @@ def test_names_of_settings():
     names = [setting_name(s, epochs) for s in several for epochs in (None, 1, 11)]
     assert len(set(names)) == len(names)
     assert all("/" not in name for name in names)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "file.txt"
-    with replacing(path) as temporary:
-        temporary.write_text("old")
-
-    def fail():
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
-    assert path.read_text() == "old"
-    with (
-        pytest.raises(ArtefactError, match="cannot be written"),
-        replacing(path / "x") as temporary,
-    ):
-        temporary.write_text("x")
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ RANKS = {
     "options": 1,
     "preprocessing": 1,
     "table": 1,
+    "whole": 1,
     "edit": 2,
     "findings": 2,
     "images": 2,

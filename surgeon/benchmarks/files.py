@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,39 +12,13 @@ from urllib.parse import quote
 
 from surgeon.benchmarks.protocol import Setting
 from surgeon.errors import ArtefactError
+from surgeon.whole import replacing
 
 VERSION = 1
 _KEYS = (
     *("version", "setting", "operation", "config", "source", "dropped", "rows", "training"),
     *("operations", "verdict", "against_dfr"),
 )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling of a file to write, and rename it onto the file at the end.
-
-    Args:
-        path: The file; its folder is made if need be.
-
-    Yields:
-        The sibling; on failure it is removed and an earlier file stays as it was.
-
-    Raises:
-        ArtefactError: The file system refused.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtefactError(
-            f"{path}: cannot be written ({error.strerror or error}); pass another --out"
-        ) from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
 
 
 def setting_name(setting: Setting, epochs: int | None = None) -> str:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from surgeon.benchmarks.protocol import BenchSet, Part
 from surgeon.benchmarks.vanilla import Vanilla, build, model_args
-from surgeon.checkpoint import fresh_directory, write_safetensors
+from surgeon.checkpoint import write_safetensors
 from surgeon.export import write_json
+from surgeon.whole import fresh_directory
 
 PARTS = ("fit", "select", "report")
 # Written with the folder, which is put in place whole: shows what it holds.

@@ -16,13 +16,13 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from surgeon.benchmarks.files import replacing
 from surgeon.benchmarks.protocol import BenchSet, Training
 from surgeon.checkpoint import read_safetensors, write_safetensors
 from surgeon.errors import ArtefactError, CheckpointError, OptionError
 from surgeon.methods.augmentation import pick
 from surgeon.methods.base import Progress
 from surgeon.subject import find_device
+from surgeon.whole import replacing
 
 _OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda weights, **options: torch.optim.SGD(weights, momentum=0.9, **options),
