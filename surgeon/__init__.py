@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from surgeon.audit import Audit
-from surgeon.data import Data, read_data
+from surgeon.data import Data, read_data, read_rows
 from surgeon.demo import make_demo
+from surgeon.discovery import (
+    DISCOVERIES,
+    Discovery,
+    check_labels_out,
+    discover,
+    write_labels,
+)
 from surgeon.edit import Edit
 from surgeon.errors import (
     ArtefactError,
@@ -27,6 +34,7 @@ from surgeon.whole import check_out
 
 __all__ = [
     "DFR",
+    "DISCOVERIES",
     "FFW",
     "METHODS",
     "PROBE_ROWS",
@@ -34,6 +42,7 @@ __all__ = [
     "Audit",
     "CheckpointError",
     "Data",
+    "Discovery",
     "Edit",
     "Finetune",
     "IncompatibleError",
@@ -48,7 +57,9 @@ __all__ = [
     "SurgeonError",
     "apply",
     "audit",
+    "check_labels_out",
     "check_out",
+    "discover",
     "export",
     "find_device",
     "inspect",
@@ -57,5 +68,7 @@ __all__ = [
     "operate",
     "read_data",
     "read_labels",
+    "read_rows",
     "read_train_counts",
+    "write_labels",
 ]

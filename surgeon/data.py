@@ -177,7 +177,7 @@ def extract(
     return Outputs(torch.cat(features), torch.cat(logits))
 
 
-def read_data(
+def read_rows(
     subject: Subject,
     csv: str | Path,
     *,
@@ -187,15 +187,15 @@ def read_data(
     audit_cols: Sequence[str] = (),
     sixteen_bit: str | None = None,
     workers: int | None = None,
-) -> Data:
-    """Read labels, decode the images as the network wants them, and divide the rows.
+) -> tuple[Rows, Labels]:
+    """Read labels and decode the images as the network wants them, undivided.
 
     Args:
         subject: the network, for its classes, preprocessing and device.
         csv: labels, as for `read_labels`.
         images: folder that image paths start from, instead of the file's own.
         target_col: column of the target.
-        bias_cols: columns of the biases to remove.
+        bias_cols: columns of the biases to remove; may be empty.
         audit_cols: columns of biases to measure only.
         sixteen_bit: what to do with 16-bit grey images, as for `open_image`.
         workers: threads that decode.
@@ -216,9 +216,39 @@ def read_data(
     read = read_images(
         labels, subject.preprocessing, subject.device, sixteen_bit=sixteen_bit, workers=workers
     )
-    split = split_rows(read.digests, labels)
+    return Rows(read, labels.groups, torch.arange(len(labels.groups))), labels
+
+
+def read_data(
+    subject: Subject,
+    csv: str | Path,
+    *,
+    images: str | Path | None = None,
+    target_col: str = "target",
+    bias_cols: Sequence[str] = ("bias",),
+    audit_cols: Sequence[str] = (),
+    sixteen_bit: str | None = None,
+    workers: int | None = None,
+) -> Data:
+    """Read rows as `read_rows` does, with the same arguments, and divide them in three parts.
+
+    Raises:
+        LabelError: the file or its images cannot be used, or a part would be empty.
+        OptionError: an argument cannot be honoured.
+    """
+    rows, labels = read_rows(
+        subject,
+        csv,
+        images=images,
+        target_col=target_col,
+        bias_cols=bias_cols,
+        audit_cols=audit_cols,
+        sixteen_bit=sixteen_bit,
+        workers=workers,
+    )
+    split = split_rows(rows.images.digests, labels)
     fit, select, report = (
-        Rows(read, labels.groups.take(part), part)
+        Rows(rows.images, labels.groups.take(part), part)
         for part in (split.fit, split.select, split.report)
     )
     return Data(fit, select, report, labels)

@@ -123,6 +123,20 @@ class Groups:
         """
         return self.target * self.num_values(column) + self.biases[:, column]
 
+    def usual_targets(self, column: int) -> Tensor:
+        """Name the target that each value of a bias goes with: a larger share of it has the value.
+
+        Args:
+            column: position of the bias column.
+
+        Returns:
+            `[B]` int64, values 0..C-1, the first of equals.
+        """
+        counts = torch.bincount(
+            self.cell(column), minlength=self.num_classes * self.num_values(column)
+        ).view(self.num_classes, -1)
+        return (counts / counts.sum(1, keepdim=True).clamp_min(1)).argmax(0)
+
     def take(self, rows: Tensor) -> Groups:
         """Select rows; names and numbering stay.
 

@@ -115,6 +115,11 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     assert flags["mask"] == shared | {"with_finetune", "method", "sparsity"}
     assert flags["head"] == shared | {"with_finetune", "method"}
     assert flags["finetune"] == shared | training | {"with_finetune", "method"}
+    guess = {field.name for kind in surgeon.DISCOVERIES.values() for field in fields(kind)}
+    files = {"labels", "method", "out", "force"}
+    assert flags["discover"] == guess | files | (
+        flags["audit"] - {"bias_labels", "audit_col", "aligned", "train_counts", "min_group"}
+    )
 
 
 def test_readme_names_commands_that_exist():

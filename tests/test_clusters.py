@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from surgeon.discovery import find_clusters
+from surgeon.discovery.clusters import find_clusters
 
 
 def blobs(classes=3, kinds=4, rows=30, noise=0.05):

@@ -1,7 +1,22 @@
-"""Pseudo bias labels where there are none."""
+"""Pseudo bias labels where there are none, by registry key."""
 
 from __future__ import annotations
 
-from surgeon.discovery.clusters import Clusters, find_clusters
+from surgeon.discovery.base import Discovery, PseudoLabels
+from surgeon.discovery.by_cluster import ByCluster
+from surgeon.discovery.discover import Discovered, check_labels_out, discover, write_labels
+from surgeon.discovery.voronoi import Voronoi
 
-__all__ = ["Clusters", "find_clusters"]
+DISCOVERIES: dict[str, type[Discovery]] = {"voronoi": Voronoi, "clusters": ByCluster}
+
+__all__ = [
+    "DISCOVERIES",
+    "ByCluster",
+    "Discovered",
+    "Discovery",
+    "PseudoLabels",
+    "Voronoi",
+    "check_labels_out",
+    "discover",
+    "write_labels",
+]

@@ -35,9 +35,21 @@ class Clusters:
         Returns:
             `[N]` int64, values 0..K-1.
         """
+        return self.distances(features, target).argmin(1)
+
+    def distances(self, features: Tensor, target: Tensor) -> Tensor:
+        """Measure how far every row lies from the clusters of its class, its length set to 1.
+
+        Args:
+            features: `[N, D]` float.
+            target: `[N]` int64, values 0..C-1.
+
+        Returns:
+            `[N, K]` float32, infinite for clusters that a class does not have.
+        """
         x = normalize(features.float(), dim=1)
-        distances = (x[:, None] - self.centres[target]).square().sum(2)
-        return distances.nan_to_num(torch.inf).argmin(1)
+        apart = [(x - centre).norm(dim=1) for centre in self.centres[target].unbind(1)]
+        return torch.stack(apart, 1).nan_to_num(torch.inf)
 
 
 def find_clusters(

@@ -93,14 +93,7 @@ class VCBA(Training):
 def _pulls(logits: Tensor, groups: Groups) -> list[Tensor]:
     """Return for each bias the target `[B]` that its values pull toward."""
     found = decide_alignment(logits, groups).pulls
-    pulls = []
-    for k in groups.fitted:
-        values = groups.num_values(k)
-        table = torch.bincount(groups.cell(k), minlength=groups.num_classes * values)
-        shares = table.view(-1, values).double()
-        shares /= shares.sum(1, keepdim=True).clamp_min(1)
-        pulls.append(torch.where(found[k] >= 0, found[k], shares.argmax(0)))
-    return pulls
+    return [torch.where(found[k] >= 0, found[k], groups.usual_targets(k)) for k in groups.fitted]
 
 
 def row_weights(groups: Groups, aligned: Tensor, where: str) -> Tensor:
