@@ -13,6 +13,7 @@ RANKS = {
     "metrics": 0,
     "architecture": 1,
     "checkpoint": 1,
+    "cross_sample": 1,
     "groups": 1,
     "mutual_information": 1,
     "dependence": 1,

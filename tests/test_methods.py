@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from surgeon.data import extract
 from surgeon.edit import Edit
 from surgeon.methods import (
+    CSAD,
     DFR,
     FFW,
     GBA,
@@ -22,6 +23,8 @@ from surgeon.methods import (
     VCBA,
     Adversarial,
     ClusterFix,
+    CSADContent,
+    CSADStructure,
     Finetune,
     GBAMask,
     GroupDRO,
@@ -40,7 +43,8 @@ from surgeon.methods.base import (
 )
 
 SEARCHES = ("ffw", "structured", "paper", "paper-structured")
-TRAININGS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial", "clusterfix")
+ADVERSARIES = ("gba", "gba-n", "gba-c", "adversarial", "csad", "csad-content", "csad-struct")
+TRAININGS = ("finetune", "group-dro", "vcba", "clusterfix", *ADVERSARIES)
 NAMES = (*SEARCHES, *TRAININGS, "dfr", "leace", "gba-mask", "magnitude", "random")
 
 
@@ -63,6 +67,9 @@ def method(name, subject, seed=0):
         "gba-n": GBAN(epochs=1, seed=seed),
         "gba-c": GBAC(epochs=1, seed=seed),
         "adversarial": Adversarial(epochs=1, seed=seed),
+        "csad": CSAD(epochs=1, seed=seed),
+        "csad-content": CSADContent(epochs=1, seed=seed),
+        "csad-struct": CSADStructure(epochs=1, seed=seed),
         "clusterfix": ClusterFix(epochs=1, clusters=2, seed=seed),
         "gba-mask": GBAMask(seed=seed),
         "magnitude": Magnitude(like=like, seed=seed),

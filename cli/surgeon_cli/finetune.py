@@ -12,7 +12,10 @@ from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
 from surgeon_cli._run import make_method, read_and_operate
 
-_METHODS = ("finetune", "group-dro", "vcba", "gba", "gba-n", "gba-c", "adversarial", "clusterfix")
+_METHODS = (
+    *("finetune", "group-dro", "vcba", "clusterfix", "gba", "gba-n", "gba-c", "adversarial"),
+    *("csad", "csad-content", "csad-struct"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,11 @@ def finetune(
     method: Annotated[
         str,
         typer.Option(
-            help="finetune is plain, group-dro weighs groups by how badly they fare, vcba weighs "
-            "rows that go against the bias and removes its information from them, gba trains "
-            "against an adversary and drops features by its gradients (adversarial: none; gba-n, "
-            "gba-c: its ablations), clusterfix weighs clusters by how badly they fare and reads no "
-            "bias label."
+            help="finetune is plain; group-dro weighs groups, clusterfix clusters of its own, by how "
+            "badly they fare; vcba weighs rows that go against the bias and removes its "
+            "information from them; gba trains against an adversary and drops features by its "
+            "gradients (gba-n, gba-c: ablations; adversarial: none dropped); csad removes what "
+            "pairs of images tell of the bias (csad-content, csad-struct: parts of it)."
         ),
     ] = "finetune",
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from surgeon.methods.base import Method
 from surgeon.methods.clusterfix import ClusterFix
 from surgeon.methods.controls import Magnitude, Random
+from surgeon.methods.csad import CSAD, CSADContent, CSADStructure
 from surgeon.methods.dfr import DFR
 from surgeon.methods.ffw import FFW
 from surgeon.methods.finetune import Finetune
@@ -24,6 +25,9 @@ METHODS: dict[str, type[Method]] = {
     "gba-n": GBAN,
     "gba-c": GBAC,
     "adversarial": Adversarial,
+    "csad": CSAD,
+    "csad-content": CSADContent,
+    "csad-struct": CSADStructure,
     "clusterfix": ClusterFix,
     "finetune": Finetune,
     "group-dro": GroupDRO,
@@ -32,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+    "CSAD",
     "DFR",
     "FFW",
     "GBA",
@@ -40,6 +45,8 @@ __all__ = [
     "METHODS",
     "VCBA",
     "Adversarial",
+    "CSADContent",
+    "CSADStructure",
     "ClusterFix",
     "Finetune",
     "GBAMask",
