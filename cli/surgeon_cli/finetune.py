@@ -45,7 +45,7 @@ def finetune(
     method: Annotated[
         str,
         typer.Option(
-            help="finetune is plain; group-dro weighs groups, clusterfix clusters of its own, by how "
+            help="finetune is plain; group-dro weighs groups, clusterfix its own clusters, by how "
             "badly they fare; vcba weighs rows that go against the bias and removes its "
             "information from them; gba trains against an adversary and drops features by its "
             "gradients (gba-n, gba-c: ablations; adversarial: none dropped); csad removes what "
