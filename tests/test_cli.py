@@ -113,7 +113,7 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     assert not (search | training) & flags["audit"]
     assert flags["prune"] == shared | search | {"with_finetune", "sweep"}
     assert flags["mask"] == shared | {"with_finetune", "method", "sparsity"}
-    assert flags["head"] == shared | {"with_finetune", "method"}
+    assert flags["head"] == shared | {"with_finetune", "method", "recipe"}
     assert flags["finetune"] == shared | training | {"with_finetune", "method"}
     guess = {field.name for kind in surgeon.DISCOVERIES.values() for field in fields(kind)}
     files = {"labels", "method", "out", "force"}

@@ -10,9 +10,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from surgeon.data import extract
-from surgeon.errors import IncompatibleError
+from surgeon.errors import IncompatibleError, OptionError
 from surgeon.methods import DFR, Leace
 from surgeon.methods.base import device_changes, select_accuracy
+from surgeon.methods.refit import refit_head_on_subsets
 from surgeon.metrics import group_accuracies
 
 
@@ -42,6 +43,50 @@ def test_agrees_with_scikit_learn(toy, strength):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+def balanced(groups, generator):
+    """As many rows of every group as the smallest has, drawn in the order of the groups."""
+    members = [(groups.index == group).nonzero().flatten() for group in range(4)]
+    size = min(map(len, members))
+    return torch.cat([m[torch.randperm(len(m), generator=generator)[:size]] for m in members])
+
+
+def test_the_paper_s_recipe_averages_l1_fits_on_balanced_subsets(toy):
+    rows, strength = toy.data.fit, 0.1
+    x = extract(toy.subject, rows).features.double().numpy()
+    y = rows.groups.target.numpy()
+    scaler = StandardScaler().fit(x)
+    generator = torch.Generator().manual_seed(3)
+    weights, terms = [], []
+    for _ in range(4):
+        subset = balanced(rows.groups, generator)
+        counts = torch.bincount(rows.groups.index[subset]).tolist()
+        assert len(set(counts)) == 1
+        model = LogisticRegression(
+            C=strength, l1_ratio=1.0, solver="liblinear", tol=1e-7, max_iter=9999, random_state=0
+        )
+        model.fit(scaler.transform(x[subset.numpy()]), y[subset.numpy()])
+        weights.append(model.coef_[0] / scaler.scale_)
+        terms.append(model.intercept_[0] - weights[-1] @ scaler.mean_)
+    head = refit_head_on_subsets(toy.subject, toy.data, (strength,), refits=4, seed=3)
+    apart = head["fc.weight"][1] - head["fc.weight"][0]
+    np.testing.assert_allclose(apart.numpy(), np.mean(weights, 0), atol=0.02 * np.max(weights))
+    term = head["fc.bias"][1] - head["fc.bias"][0]
+    assert float(term) == pytest.approx(np.mean(terms), abs=0.05)
+    # The penalty drops features that the default keeps.
+    strong = refit_head_on_subsets(toy.subject, toy.data, (0.01,), refits=1, seed=3)
+    assert bool((strong["fc.weight"] == 0).any())
+    assert not bool((DFR().fit(toy.subject, toy.data).updates["fc.weight"] == 0).any())
+
+
+def test_the_paper_s_recipe_chooses_its_strength_and_lifts_the_worst_group(toy, worst_group):
+    edit = DFR(recipe="paper").fit(toy.subject, toy.data)
+    assert worst_group(toy, edit) > 0.7
+    useless = DFR(recipe="paper", strengths=(1e-6, 0.3)).fit(toy.subject, toy.data)
+    assert worst_group(toy, useless) > 0.7
+    with pytest.raises(OptionError, match="--recipe: found 'published'"):
+        DFR(recipe="published")
+
+
 def test_more_classes_than_two_and_one_without_rows(toy, pico, rows_of):
     net = type(toy.subject.net)
     subject = pico(lambda: net(num_classes=5), 12)
@@ -57,6 +102,11 @@ def test_more_classes_than_two_and_one_without_rows(toy, pico, rows_of):
     assert logits.shape == (600, 5)
     assert torch.isfinite(logits).all()
     assert not (logits.argmax(1) == 4).any()
+    sparse = predict(world, DFR(recipe="paper", strengths=(0.1,)).fit(subject, world.data))
+    assert not (sparse.argmax(1) == 4).any()
+    # Within a half the classes are drawn by lot.
+    agreeing = sparse.argmax(1) // 2 == logits.argmax(1) // 2
+    assert float(agreeing.float().mean()) > 0.8
     x = extract(subject, world.data.report).features.double().numpy()
     expected = oracle(world, 0.1).predict_proba(x)
     np.testing.assert_allclose(logits[:, :4].double().softmax(1).numpy(), expected, atol=2e-3)

@@ -45,7 +45,7 @@ from surgeon.methods.base import (
 SEARCHES = ("ffw", "structured", "paper", "paper-structured")
 ADVERSARIES = ("gba", "gba-n", "gba-c", "adversarial", "csad", "csad-content", "csad-struct")
 TRAININGS = ("finetune", "group-dro", "vcba", "clusterfix", *ADVERSARIES)
-NAMES = (*SEARCHES, *TRAININGS, "dfr", "leace", "gba-mask", "magnitude", "random")
+NAMES = (*SEARCHES, *TRAININGS, "dfr", "dfr-paper", "leace", "gba-mask", "magnitude", "random")
 
 
 def method(name, subject, seed=0):
@@ -59,6 +59,7 @@ def method(name, subject, seed=0):
             recipe="paper", mode="structured", epochs=2, batch_size=16, seed=seed
         ),
         "dfr": DFR(),
+        "dfr-paper": DFR(recipe="paper", seed=seed),
         "leace": Leace(),
         "finetune": Finetune(epochs=1, seed=seed),
         "group-dro": GroupDRO(epochs=1, seed=seed),
@@ -169,7 +170,7 @@ def test_same_seed_same_bytes_other_seed_another_edit(name, small, tmp_path, alw
 
 
 def test_registry_and_names():
-    assert set(METHODS) == {"ffw", *NAMES} - set(SEARCHES[1:])
+    assert set(METHODS) == {"ffw", *NAMES} - {*SEARCHES[1:], "dfr-paper"}
     for name, kind in METHODS.items():
         assert kind.name == name
         assert issubclass(kind, Method)

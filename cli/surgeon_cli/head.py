@@ -24,13 +24,19 @@ def head(
     method: Annotated[
         str, typer.Option(help="dfr refits it on balanced groups, leace erases the bias before it.")
     ] = "dfr",
+    recipe: Annotated[str, typer.Option(help="default, or for dfr the paper's.")] = "default",
 ) -> None:
     """Retrain the last layer or erase what it reads, prove it, and export the model."""
+    from surgeon import OptionError
+
+    settings = {"recipe": recipe, "seed": flags.measures.seed} if method == "dfr" else {}
+    if not settings and recipe != "default":
+        raise OptionError(f"--recipe: found '{recipe}', expected default with --method {method}")
     read_and_operate(
         checkpoint,
         bias_labels,
         flags,
         output,
-        make_method(method, _METHODS),
+        make_method(method, _METHODS, **settings),
         command="surgeon head",
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +17,17 @@ from torch import Tensor
 from surgeon.data import Data, extract
 from surgeon.edit import Edit, Erasure
 from surgeon.errors import IncompatibleError
+from surgeon.groups import Groups
 from surgeon.methods.base import device_changes, select_accuracy
 from surgeon.subject import Subject
 
 STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+# scikit-learn warns of `penalty` from 1.8 on, and knows no `l1_ratio` without it before.
+_OLD = tuple(map(int, version("scikit-learn").split(".")[:2])) < (1, 8)
+_L1: dict[str, Any] = {"penalty": "l1"} if _OLD else {"l1_ratio": 1.0}
+
+Head = tuple[Tensor, Tensor]
+"""Weight `[C, D]` and additive term `[C]`, float64."""
 
 
 def refit_head(
@@ -44,34 +53,114 @@ def refit_head(
     Raises:
         IncompatibleError: The head has no additive term.
     """
+    x, select = _features(subject, data, overrides, erasure)
+    groups = data.fit.groups
+    weights = groups.weights().numpy()
+    scaling = _scaling(x)
+    model = LogisticRegression(max_iter=500, warm_start=True)
+
+    def fitted(strength: float) -> Head:
+        model.set_params(C=strength)
+        weighted = weights * len(x) / weights.sum()
+        return _fit(model, x, groups.target, scaling, subject.num_classes, weighted)
+
+    return _named(subject, _best(map(fitted, strengths), select, data))
+
+
+def refit_head_on_subsets(
+    subject: Subject, data: Data, strengths: Sequence[float], *, refits: int, seed: int
+) -> dict[str, Tensor]:
+    """Average L1 logistic regressions on subsets of the fit rows in which groups are equally large.
+
+    The strength is the best on select rows of one fit each on the first subset.
+
+    Args:
+        subject: The frozen network.
+        data: Labelled rows.
+        strengths: Values of C, the inverse penalty on standardised features.
+        refits: Subsets that are drawn.
+        seed: Of the subsets and of the solver.
+
+    Returns:
+        The head's weight `[C, D]` and additive term `[C]` by parameter name, float32.
+
+    Raises:
+        IncompatibleError: The head has no additive term.
+    """
+    x, select = _features(subject, data, None, None)
+    groups, scaling = data.fit.groups, _scaling(x)
+    generator = torch.Generator().manual_seed(seed)
+    subsets = [_balanced_subset(groups, generator) for _ in range(refits)]
+
+    def fitted(strength: float, rows: Tensor) -> Head:
+        # The published solver knows two classes only.
+        solver = "liblinear" if subject.num_classes == 2 else "saga"
+        model = LogisticRegression(
+            C=strength, solver=solver, max_iter=2000, random_state=seed, **_L1
+        )
+        target = groups.target[rows]
+        return _fit(model, x[rows], target, scaling, subject.num_classes, None)
+
+    tried = [fitted(strength, subsets[0]) for strength in strengths]
+    best = _best(tried, select, data)
+    strength = strengths[next(i for i, head in enumerate(tried) if head is best)]
+    heads = [best, *(fitted(strength, rows) for rows in subsets[1:])]
+    weights, terms = (torch.stack(part).mean(0) for part in zip(*heads, strict=True))
+    return _named(subject, (weights, terms))
+
+
+def _balanced_subset(groups: Groups, generator: torch.Generator) -> Tensor:
+    """Draw as many rows of every group as the smallest that is not empty has."""
+    members = [(groups.index == group).nonzero().flatten() for group in groups.index.unique()]
+    size = min(map(len, members))
+    drawn = [rows[torch.randperm(len(rows), generator=generator)[:size]] for rows in members]
+    return torch.cat(drawn)
+
+
+def _features(
+    subject: Subject, data: Data, overrides: Mapping[str, Tensor] | None, erasure: Erasure | None
+) -> tuple[Tensor, Tensor]:
+    """Return what the head is given for fit and select rows, float64."""
     if subject.head.bias is None:
         raise IncompatibleError(
             f"{subject.head_name}: has no additive term, which last-layer retraining needs"
         )
-    groups = data.fit.groups
     x, select = (
         extract(subject, rows, overrides=overrides).features.double()
         for rows in (data.fit, data.select)
     )
-    if erasure:
-        x, select = erasure(x), erasure(select)
-    weights = groups.weights().numpy()
+    return (erasure(x), erasure(select)) if erasure else (x, select)
+
+
+def _scaling(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 1e-8 * scale.max(), scale, 1.0)
-    best, chosen = -1.0, None
-    model = LogisticRegression(max_iter=500, warm_start=True)
-    for strength in strengths:
-        model.set_params(C=strength)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit((x - mean) / scale, groups.target.numpy(), weights * len(x) / weights.sum())
-        head = _head(model, subject.num_classes, mean, scale)
-        accuracy = select_accuracy(select @ head[0].T + head[1], data.select.groups)
-        if accuracy > best:
-            best, chosen = accuracy, head
-    assert chosen is not None
+    return mean, torch.where(scale > 1e-8 * scale.max(), scale, 1.0)
+
+
+def _fit(
+    model: LogisticRegression,
+    x: Tensor,
+    target: Tensor,
+    scaling: tuple[Tensor, Tensor],
+    num_classes: int,
+    weights: Any,
+) -> Head:
+    mean, scale = scaling
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit((x - mean) / scale, target.numpy(), weights)
+    return _head(model, num_classes, mean, scale)
+
+
+def _best(heads: Iterable[Head], select: Tensor, data: Data) -> Head:
+    """Return the head of highest mean accuracy over groups of select rows, the first of equals."""
+    groups = data.select.groups
+    return max(heads, key=lambda head: select_accuracy(select @ head[0].T + head[1], groups))
+
+
+def _named(subject: Subject, head: Head) -> dict[str, Tensor]:
     names = (f"{subject.head_name}.weight", f"{subject.head_name}.bias")
-    return {n: value.float() for n, value in zip(names, chosen, strict=True)}
+    return {n: value.float() for n, value in zip(names, head, strict=True)}
 
 
 def with_new_head(subject: Subject, data: Data, edit: Edit) -> Edit:
