@@ -35,6 +35,7 @@ from surgeon.methods import (
 )
 from surgeon.methods.base import (
     device_changes,
+    feature_scaling,
     new_edit,
     select_accuracy,
     select_loss,
@@ -221,3 +222,11 @@ def test_select_loss_counts_groups_equally_and_forgives_sureness(small):
         costs.append(select_loss(torch.where(wrong, -truth, 3 * truth), groups))
     assert max(costs) - min(costs) < 1e-9
     assert min(costs) > select_loss(3 * truth, groups) + 0.1
+
+
+def test_features_that_never_vary_are_not_blown_up():
+    features = torch.tensor([[1.0, 5.0, 1e-30], [3.0, 5.0, -1e-30]])
+    mean, scale = feature_scaling(features)
+    assert mean.tolist() == [2.0, 5.0, 0.0]
+    assert scale.tolist() == [1.0, 1.0, 1.0]
+    assert feature_scaling(features * 4)[1].tolist() == [4.0, 1.0, 1.0]

@@ -95,3 +95,9 @@ def select_loss(logits: Tensor, groups: Groups) -> float:
 def gather_biases(rows: Rows, picked: Tensor, device: torch.device) -> list[Tensor]:
     """Return the labels of each fitted bias column for some rows, `[n]` each."""
     return [rows.groups.biases[picked, k].to(device) for k in rows.groups.fitted]
+
+
+def feature_scaling(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means and deviations `[D]` of features `[N, D]`; constant ones deviate by 1."""
+    mean, scale = features.mean(0), features.std(0, correction=0)
+    return mean, torch.where(scale > 1e-8 * scale.max(), scale, 1.0)

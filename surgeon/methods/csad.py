@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 
 from surgeon.cross_sample import pair_information, random_walk, walk_likeness
 from surgeon.data import Data, extract
-from surgeon.methods.base import gather_biases
+from surgeon.methods.base import feature_scaling, gather_biases
 from surgeon.methods.training import Objective, Pass, Training
 from surgeon.subject import Subject
 
@@ -24,7 +24,6 @@ _BRANCH, _HIDDEN, _EMBEDDING, _STEPS = 128, 64, 32, 10
 _LR, _START_LR, _ESTIMATOR_LR = 1e-3, 5e-4, 5e-5
 # Batches of given features that branch and then estimator start with.
 _START, _BATCH = 150, 50
-_FLOOR = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ class _Branch:
         self, features: Tensor, num_values: int, *, content: bool, structure: bool
     ) -> None:
         width, device = features.shape[1], features.device
-        self._mean, self._scale = features.mean(0), features.std(0).clamp_min(_FLOOR)
+        self._mean, self._scale = feature_scaling(features)
         self.reader = nn.Linear(width, _BRANCH).to(device)
         self.predictor = _perceptron(_BRANCH, num_values).to(device)
         self.estimator = _Estimator(width, content=content, structure=structure).to(device)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data, extract
-from surgeon.methods.base import gather_biases
+from surgeon.methods.base import feature_scaling, gather_biases
 from surgeon.methods.training import Objective, Pass, Training
 from surgeon.subject import Subject
 
@@ -101,8 +101,8 @@ class _Discriminator:
     def __init__(self, features: Tensor, num_values: int) -> None:
         width = features.shape[1]
         scaling = nn.BatchNorm1d(width, affine=False).eval()
-        scaling.running_mean = features.mean(0)
-        scaling.running_var = features.var(0)
+        mean, scale = feature_scaling(features)
+        scaling.running_mean, scaling.running_var = mean, scale.square()
         net = nn.Sequential(
             scaling, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_values)
         )

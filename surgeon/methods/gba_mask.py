@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 from surgeon.bias_head import BiasHead
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
-from surgeon.methods.base import Method, Progress, new_edit
+from surgeon.methods.base import Method, Progress, feature_scaling, new_edit
 from surgeon.options import check_share
 from surgeon.subject import Subject
 
@@ -44,9 +44,9 @@ class GBAMask(Method):
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Fit a linear head per bias on features of the fit rows, and score the features."""
         features = extract(subject, data.fit).features
-        groups, mean, spread = data.fit.groups, features.mean(0), features.std(0, correction=0)
+        groups, (mean, scale) = data.fit.groups, feature_scaling(features)
         # A linear head on standardised features: its gradients are on the scale of deviations.
-        scaled = (features - mean) / torch.where(spread > 0, spread, 1.0)
+        scaled = (features - mean) / scale
         generator = torch.Generator().manual_seed(self.seed)
         scores = torch.zeros(features.shape[1])
         for k in groups.fitted:

@@ -18,7 +18,7 @@ from surgeon.data import Data, extract
 from surgeon.edit import Edit, Erasure
 from surgeon.errors import IncompatibleError
 from surgeon.groups import Groups
-from surgeon.methods.base import device_changes, select_accuracy
+from surgeon.methods.base import device_changes, feature_scaling, select_accuracy
 from surgeon.subject import Subject
 
 STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -56,7 +56,7 @@ def refit_head(
     x, select = _features(subject, data, overrides, erasure)
     groups = data.fit.groups
     weights = groups.weights().numpy()
-    scaling = _scaling(x)
+    scaling = feature_scaling(x)
     model = LogisticRegression(max_iter=500, warm_start=True)
 
     def fitted(strength: float) -> Head:
@@ -88,7 +88,7 @@ def refit_head_on_subsets(
         IncompatibleError: The head has no additive term.
     """
     x, select = _features(subject, data, None, None)
-    groups, scaling = data.fit.groups, _scaling(x)
+    groups, scaling = data.fit.groups, feature_scaling(x)
     generator = torch.Generator().manual_seed(seed)
     subsets = [_balanced_subset(groups, generator) for _ in range(refits)]
 
@@ -130,11 +130,6 @@ def _features(
         for rows in (data.fit, data.select)
     )
     return (erasure(x), erasure(select)) if erasure else (x, select)
-
-
-def _scaling(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, scale = x.mean(0), x.std(0, correction=0)
-    return mean, torch.where(scale > 1e-8 * scale.max(), scale, 1.0)
 
 
 def _fit(
