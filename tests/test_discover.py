@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import surgeon
 from surgeon.discovery import ByCluster, PseudoLabels
 from surgeon.discovery.discover import agreement_with
-from surgeon.errors import ArtefactError, OptionError
+from surgeon.errors import OptionError
 
 
 def guess(values, names=("0", "1")):
@@ -144,4 +144,3 @@ def test_refusals(owner, tmp_path):
         assert not (owner / "plain-bias.csv").exists()
     with pytest.raises(OptionError):
         ByCluster(clusters=0)
-    assert issubclass(ArtefactError, surgeon.SurgeonError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -101,3 +101,22 @@ def feature_scaling(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the means and deviations `[D]` of features `[N, D]`; constant ones deviate by 1."""
     mean, scale = features.mean(0), features.std(0, correction=0)
     return mean, torch.where(scale > 1e-8 * scale.max(), scale, 1.0)
+
+
+def random_batches(
+    features: Tensor, rows: Rows, num_batches: int, size: int
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Draw batches of known features, with torch's own generator.
+
+    Args:
+        features: `[N, D]` of the N rows; their device is used.
+        rows: For the biases.
+        num_batches: How many.
+        size: Rows of each, drawn with replacement.
+
+    Yields:
+        Features `[size, D]`, and for each fitted bias its labels `[size]`.
+    """
+    for _ in range(num_batches):
+        picked = torch.randint(len(features), (size,))
+        yield features[picked.to(features.device)], gather_biases(rows, picked, features.device)

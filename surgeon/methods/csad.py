@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 
 from surgeon.cross_sample import pair_information, random_walk, walk_likeness
 from surgeon.data import Data, extract
-from surgeon.methods.base import feature_scaling, gather_biases
+from surgeon.methods.base import feature_scaling, gather_biases, random_batches
 from surgeon.methods.training import Objective, Pass, Training
 from surgeon.subject import Subject
 
@@ -73,8 +73,8 @@ class CrossSampleTraining(Training):
 
     def _branches(self, subject: Subject, data: Data) -> list[_Branch]:
         """Make a bias branch per bias that has seen some batches of the given features."""
-        groups, device = data.fit.groups, subject.device
-        features = extract(subject, data.fit).features.to(device)
+        groups = data.fit.groups
+        features = extract(subject, data.fit).features.to(subject.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             branches = [
@@ -87,11 +87,9 @@ class CrossSampleTraining(Training):
                 for k in groups.fitted
             ]
             for learn in (_Branch.step, _Branch.step_estimator):
-                for _ in range(_START):
-                    rows = torch.randint(len(features), (_BATCH,))
-                    biases = gather_biases(data.fit, rows, device)
+                for x, biases in random_batches(features, data.fit, _START, _BATCH):
                     for branch, bias in zip(branches, biases, strict=True):
-                        learn(branch, features[rows.to(device)], bias)
+                        learn(branch, x, bias)
         for branch in branches:
             branch.slow_down()
         return branches

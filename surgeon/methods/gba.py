@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from surgeon.data import Data, extract
-from surgeon.methods.base import feature_scaling, gather_biases
+from surgeon.methods.base import feature_scaling, gather_biases, random_batches
 from surgeon.methods.training import Objective, Pass, Training
 from surgeon.subject import Subject
 
@@ -82,16 +82,14 @@ class AdversarialTraining(Training):
 
     def _opponents(self, subject: Subject, data: Data) -> list[_Discriminator]:
         """Make a discriminator per bias that has seen some batches of the given features."""
-        groups, device = data.fit.groups, subject.device
-        features = extract(subject, data.fit).features.to(device)
+        groups = data.fit.groups
+        features = extract(subject, data.fit).features.to(subject.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             opponents = [_Discriminator(features, groups.num_values(k)) for k in groups.fitted]
-            for _ in range(_START):
-                rows = torch.randint(len(features), (_BATCH,))
-                biases = gather_biases(data.fit, rows, device)
+            for x, biases in random_batches(features, data.fit, _START, _BATCH):
                 for opponent, bias in zip(opponents, biases, strict=True):
-                    opponent.step(features[rows.to(device)], bias)
+                    opponent.step(x, bias)
         return opponents
 
 
