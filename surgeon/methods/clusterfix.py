@@ -95,13 +95,14 @@ class ClusterFix(Training):
         )
         values = tuple(str(number) for number in range(self.clusters))
 
-        def clustered(rows: Rows) -> Rows:
+        def clustered(rows: Rows, features: Tensor) -> Rows:
             target = rows.groups.target
-            cluster = found.assign(extract(subject, rows).features, target)
+            cluster = found.assign(features, target)
             known = Groups(target, cluster[:, None], groups.target_names, ("cluster",), (values,))
             return replace(rows, groups=known)
 
-        return replace(data, fit=clustered(data.fit), select=clustered(data.select))
+        select = clustered(data.select, extract(subject, data.select).features)
+        return replace(data, fit=clustered(data.fit, features), select=select)
 
 
 class _Weights:
