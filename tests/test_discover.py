@@ -131,7 +131,9 @@ def test_nothing_is_fitted_on_report_rows(owner, monkeypatch):
 
 
 def test_refusals(owner, tmp_path):
+    before = (owner / "plain.csv").read_bytes()
     for words, match in (
+        (("--out", owner / "plain.csv", "--force"), "is the label file itself"),
         (("--method", "tea-leaves"), "--method: found 'tea-leaves', expected voronoi or clusters"),
         (("--method", "clusters", "--clusters", "1"), "--clusters: found 1, expected 2 or more"),
         (("--over", tmp_path), "holds no checkpoint"),
@@ -142,5 +144,6 @@ def test_refusals(owner, tmp_path):
         assert found.exit_code == 1 + (match.startswith("--")), (words, found.output)
         assert match in found.stderr
         assert not (owner / "plain-bias.csv").exists()
+    assert (owner / "plain.csv").read_bytes() == before
     with pytest.raises(OptionError):
         ByCluster(clusters=0)

@@ -88,7 +88,7 @@ def discover(
     from surgeon.report import render_discovery
 
     where = out or labels.with_name(f"{labels.stem}-bias.csv")
-    surgeon.check_labels_out(where, force=force)
+    surgeon.check_labels_out(where, labels, force=force)
     discovery, progress = guess.make(), Progress(quiet=quiet)
     progress.stage(f"reading {checkpoint} and {labels}")
     subject = network.load(checkpoint, compute)

@@ -98,12 +98,19 @@ def agreement_with(
     return row
 
 
-def check_labels_out(out: Path, *, force: bool) -> None:
-    """Refuse, before any work, an output file that is there already.
+def check_labels_out(out: Path, labels: Path, *, force: bool) -> None:
+    """Refuse, before any work, an output file that is there already, or is the input.
+
+    Args:
+        out: The file to be made.
+        labels: The file that is read; never replaced.
+        force: Replace an earlier file.
 
     Raises:
-        ArtefactError: It is.
+        ArtefactError: It must not be written.
     """
+    if out.resolve() == labels.resolve():
+        raise ArtefactError(f"{out}: is the label file itself; pass another --out")
     if out.exists() and not (force and out.is_file()):
         raise ArtefactError(f"{out}: exists already; pass --force to replace it, or another --out")
 
@@ -120,10 +127,10 @@ def write_labels(out: Path, discovered: Discovered, root: Path, *, force: bool) 
         force: Replace an earlier file.
 
     Raises:
-        ArtefactError: It is there already, or cannot be written.
+        ArtefactError: It is there already, is the file that was read, or cannot be written.
     """
-    check_labels_out(out, force=force)
     labels, found, groups = discovered.labels, discovered.found, discovered.labels.groups
+    check_labels_out(out, labels.csv, force=force)
     columns: dict[str, list[str]] = {
         "path": [path.relative_to(root).as_posix() for path in labels.paths],
         "target": [groups.target_names[target] for target in groups.target.tolist()],
