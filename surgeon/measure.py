@@ -42,6 +42,8 @@ class Measures:
     """Run the MLP probes."""
     mlp_every_row: bool = False
     """Run them for baselines and controls too, draws of random masks left out."""
+    brief: bool = False
+    """Measure the operation beside the vanilla network and last-layer retraining alone."""
     seed: int = 0
     """Of probes, bootstrap and controls."""
 
@@ -153,15 +155,18 @@ def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
     # Last-layer retraining and the erasure both move the head's additive term.
     complete = ruler.subject.head.bias is not None
     rows = [Operation("vanilla", vanilla.to_json(), _NO_MASK, 0.0)]
-    baselines: list[Method] = [Leace(), DFR()] if complete else []
-    if ruler.measures.with_finetune:
+    brief = ruler.measures.brief
+    baselines: list[Method] = [DFR()] if complete else []
+    if complete and not brief:
+        baselines.insert(0, Leace())
+    if ruler.measures.with_finetune and not brief:
         baselines.append(_finetune(ruler.measures))
     audits: dict[str, Audit] = {}
     for method in baselines:
         if method.name != edit.method:
             row, audits[method.name] = _fitted_row(ruler, method)
             rows.append(row)
-    if edit.masked:
+    if edit.masked and not brief:
         rows += _control_rows(ruler, edit, erase=complete)
     # A new head alone may be erased too: where the search found no mask.
     if complete and (edit.masked or (edit.erasure and edit.updates)):

@@ -143,6 +143,27 @@ def test_what_is_done_is_used_again_and_what_changed_is_not(tmp_path, fits):
     assert other["rows"]["fit"] == 60
 
 
+def test_a_brief_run_measures_less_and_is_not_taken_for_a_whole_one(tmp_path, fits):
+    method = {"ffw": operations()["ffw"]}
+    (brief,) = run(SETTING, tmp_path, method, brief=True)
+    names = ["vanilla", "dfr", "ffw", "ffw+erase"]
+    assert [row["name"] for row in brief["operations"]] == names
+    assert brief["brief"] is True
+    assert brief["against_dfr"]["against"] == "dfr"
+    assert fits == ["train 2", "default unstructured None"]
+    fits.clear()
+    (whole,) = run(SETTING, tmp_path, method)
+    assert fits == ["default unstructured None", "finetune 80"]
+    assert "brief" not in whole
+    same = [row for row in whole["operations"] if row["name"] in names]
+    for row in (*same, *brief["operations"]):
+        row.pop("seconds")
+    assert same == brief["operations"]
+    fits.clear()
+    run(SETTING, tmp_path, method, brief=True)
+    assert fits == []
+
+
 @pytest.mark.parametrize("part", ["train", "report"])
 def test_a_result_of_other_rows_is_not_used_again(tmp_path, fits, monkeypatch, part):
     method = {"ffw-structured": operations()["ffw-structured"]}
@@ -250,7 +271,7 @@ def test_what_cannot_be_written_or_read_is_one_line(tmp_path):
 
 
 def test_capped_finetuning_and_probes_of_every_row_are_asked_for():
-    measures = runner._measures(SETTING, 3)
+    measures = runner._measures(SETTING, 3, False)
     assert measures == Measures(
         with_finetune=True, finetune_epochs=3, mlp_every_row=True, seed=SETTING.seed
     )

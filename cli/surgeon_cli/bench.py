@@ -55,6 +55,10 @@ _Operation = Annotated[
 _Epochs = Annotated[
     int | None, typer.Option(min=1, help="Epochs of anything at most, for a trial.")
 ]
+_Brief = Annotated[
+    bool,
+    typer.Option("--brief", help="Of baselines and controls vanilla and dfr alone."),
+]
 _Out = Annotated[Path, typer.Option(help="Folder for networks, data and results.")]
 
 
@@ -131,6 +135,7 @@ def _command(name: str, own_rho: float | None) -> Callable[..., None]:
         label_rho: _LabelRho = None,
         operation: _Operation = ["ffw", "ffw-structured", "ffw-paper"],  # noqa: B006
         epochs: _Epochs = None,
+        brief: _Brief = False,
         device: opt.Device = "cpu",
         out: _Out = Path("bench"),
         as_json: opt.Json = False,
@@ -173,6 +178,7 @@ def _run(
                 make_operations(options["operation"], setting.seed),
                 device=options["device"],
                 epochs=options["epochs"],
+                brief=options["brief"],
                 progress=progress.epoch,
                 announce=progress.stage,
             )

@@ -62,6 +62,7 @@ def run(
     *,
     device: str = "cpu",
     epochs: int | None = None,
+    brief: bool = False,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> list[dict[str, Any]]:
@@ -78,6 +79,8 @@ def run(
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         epochs: Cap on the epochs of the vanilla network, of every search and of fine-tuning, for
             trials; results say so and have names of their own.
+        brief: Of baselines and controls measure the vanilla network and last-layer retraining
+            alone; a result that holds more serves as well.
         progress: Takes one record per epoch.
         announce: Takes one line per stage.
 
@@ -100,16 +103,16 @@ def run(
         path = result_path(out, setting, name, epochs)
         stamp = {"operation": name, "config": _plain(config_of(method)), **made.common}
         known = read_result(path) if path.is_file() else {}
-        if all(known.get(key) == value for key, value in stamp.items()):
+        enough = brief or not known.get("brief")
+        if enough and all(known.get(key) == value for key, value in stamp.items()):
             say(f"{name}: {path} is used again, of commit {known['git'] or 'unknown'}")
         else:
             loaded = loaded or _load(made, device)
             say(f"{name}: fitting and measuring")
-            found = measured(
-                *loaded, made.bench, name, method, _measures(setting, epochs), progress, say
-            )
+            measures = _measures(setting, epochs, brief)
+            found = measured(*loaded, made.bench, name, method, measures, progress, say)
             found["seconds"] = {**made.seconds, **found["seconds"]}
-            known = _plain({**stamp, **found})
+            known = _plain({**stamp, **found, **({"brief": True} if brief else {})})
             write_result(path, known)
         results.append(known)
     return results
@@ -227,7 +230,11 @@ def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def _measures(setting: Setting, epochs: int | None) -> Measures:
+def _measures(setting: Setting, epochs: int | None, brief: bool) -> Measures:
     return Measures(
-        with_finetune=True, finetune_epochs=epochs, mlp_every_row=True, seed=setting.seed
+        with_finetune=True,
+        finetune_epochs=epochs,
+        mlp_every_row=True,
+        brief=brief,
+        seed=setting.seed,
     )
