@@ -13,10 +13,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 _RATE, _BATCH, _EPOCHS, _PATIENCE, _WIDTH = 1e-3, 256, 200, 20, 256
 _SAME = 1e-9
+# Products with few columns are several times slower than with sixteen.
+_COLUMNS = 16
 _CONFIGURATIONS = ((1, 1e-4), (1, 1e-2), (2, 1e-4), (2, 1e-2))
 
 
@@ -86,8 +88,9 @@ def mlp_predictions(
             batch = order[:, start : start + _BATCH]
             taken, weight = rows.gather(1, batch), weights.gather(1, batch)
             inputs = ((features[taken] - mean) * scale).to(dtype)
+            named = labels[taken]
             for stack in running:
-                stack.step(inputs, labels[taken], weight)
+                stack.step(inputs, named, weight)
         for stack in running:
             stack.keep_best(choose_inputs, labels[chosen], shares)
     predictions = []
@@ -101,8 +104,10 @@ def mlp_predictions(
 def _padded(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Stack rows and weights of unequal length; the filling is row 0 with weight 0."""
     rows, weights = zip(*parts, strict=True)
-    pad = torch.nn.utils.rnn.pad_sequence
-    return pad(list(rows), batch_first=True), pad([w.float() for w in weights], batch_first=True)
+    stack = torch.nn.utils.rnn.pad_sequence
+    return stack(list(rows), batch_first=True), stack(
+        [w.float() for w in weights], batch_first=True
+    )
 
 
 def _shuffled(rows: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
@@ -146,6 +151,7 @@ class _Stack:
             for shape in ((folds, fan_in, fan_out), (folds, 1, fan_out)):
                 value = (2 * torch.rand(shape, generator=generator) - 1) * bound
                 self._layers.append(value)
+        self._fill_columns(-num_values % _COLUMNS)
         self._best = [layer.clone() for layer in self._layers]
         self._decay = decay
         self._optimizer = self._new_optimizer()
@@ -154,12 +160,22 @@ class _Stack:
         self.score = torch.full((folds,), -1.0, dtype=torch.float64)
         self.loss = torch.full((folds,), math.inf, dtype=torch.float64)
 
+    def _fill_columns(self, more: int) -> None:
+        """Widen the output by values of probability zero, which no gradient reaches."""
+        weight, bias = self._layers[-2:]
+        self._layers[-2:] = pad(weight, (0, more)), pad(bias, (0, more), value=-math.inf)
+
+    def _of_alive(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if len(self.alive) == len(self.score):
+            return tensors
+        return tuple(x[self.alive] for x in tensors)
+
     def _new_optimizer(self) -> torch.optim.AdamW:
         return torch.optim.AdamW(self._layers, lr=_RATE, weight_decay=self._decay, fused=True)
 
     def step(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Make one step on a batch of every fold; the mean is over a fold's own rows."""
-        inputs, labels, weights = (x[self.alive] for x in (inputs, labels, weights))
+        inputs, labels, weights = self._of_alive(inputs, labels, weights)
         layers = [layer.to(inputs.dtype) for layer in self._layers]
         *entering, logits = _activations(layers, inputs)
         rows = (weights > 0).sum(dim=1, keepdim=True).clamp_min(1)
@@ -178,7 +194,7 @@ class _Stack:
 
     def keep_best(self, inputs: Tensor, labels: Tensor, shares: Tensor) -> None:
         """Remember weights that improved, and drop folds whose patience has run out."""
-        inputs, labels, shares = (x[self.alive] for x in (inputs, labels, shares))
+        inputs, labels, shares = self._of_alive(inputs, labels, shares)
         layers = [layer.to(inputs.dtype) for layer in self._layers]
         logits = _activations(layers, inputs)[-1].float()
         losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
@@ -207,5 +223,5 @@ class _Stack:
             }
 
     def logits_of(self, fold: int, inputs: Tensor) -> Tensor:
-        """Return `[T, B]`, the logits of one fold's best weights."""
+        """Return `[T, B or more]`, the logits of one fold's best weights, filled with -inf."""
         return _activations([layer[fold : fold + 1] for layer in self._best], inputs[None])[-1][0]

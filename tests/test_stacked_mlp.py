@@ -76,7 +76,7 @@ def test_a_fold_out_of_patience_is_dropped_and_the_others_go_on(monkeypatch):
     inputs, shares = torch.zeros(2, 4, 2), torch.full((2, 4), 0.25)
     for sure in (0, 0, 1):
         # The first network is right from the start, the second from the last round on.
-        stack._layers[3].data[:, 0] = torch.tensor([[9.0, 0.0], [9.0 * sure, 9.0 * (1 - sure)]])
+        stack._layers[3].data[:, 0, :2] = torch.tensor([[9.0, 0.0], [9.0 * sure, 9.0 * (1 - sure)]])
         stack.keep_best(inputs, torch.zeros(2, 4, dtype=torch.int64), shares)
     assert stack.alive.tolist() == [1]
     assert stack.score.tolist() == pytest.approx([1, 1])
