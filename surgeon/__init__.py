@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.audit import Audit
+from surgeon.compare import Comparison, compare
 from surgeon.data import Data, read_data, read_rows
 from surgeon.demo import make_demo
 from surgeon.discovery import (
@@ -41,6 +42,7 @@ __all__ = [
     "ArtefactError",
     "Audit",
     "CheckpointError",
+    "Comparison",
     "Data",
     "Discovery",
     "Edit",
@@ -59,6 +61,7 @@ __all__ = [
     "audit",
     "check_labels_out",
     "check_out",
+    "compare",
     "discover",
     "export",
     "find_device",

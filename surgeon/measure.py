@@ -58,6 +58,11 @@ class Ruler:
             extract(subject, data.fit).logits, data.fit.groups, measures.aligned
         )
 
+    @property
+    def complete(self) -> bool:
+        """Whether the head has the additive term that last-layer retraining and erasure move."""
+        return self.subject.head.bias is not None
+
     def audit(
         self, edit: Edit | None = None, *, mlp: bool = False, rows: Rows | None = None
     ) -> Audit:
@@ -85,6 +90,18 @@ class Ruler:
     def describe(self, name: str, edit: Edit, found: Audit, seconds: float) -> Operation:
         """Make the row of an edit that is audited already."""
         return Operation(name, found.to_json(), sparsity(self.subject, edit), seconds)
+
+    def variants(self, edit: Edit) -> dict[str, Edit]:
+        """Return the edit by its row's name, last, after the same with or without an erasure."""
+        found = {_row_name(edit): edit}
+        # A new head alone may be erased too: where the search found no mask.
+        if self.complete and (edit.masked or (edit.erasure and edit.updates)):
+            erased = edit.erasure is not None
+            other = (
+                edit.without("erasure") if erased else with_erasure(self.subject, self.data, edit)
+            )
+            found = {_row_name(other): other, **found}
+        return found
 
     def mean_row(self, name: str, edits: Sequence[Edit], seconds: float) -> Operation:
         """Measure several edits as one row of means."""
@@ -131,7 +148,7 @@ def measure(
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Controlled:
     """An operation beside the vanilla network, the baselines and the controls."""
 
     rows: tuple[Operation, ...]
@@ -143,7 +160,7 @@ class Comparison:
     """By name, those that were fitted: `leace`, `dfr`, `finetune`."""
 
 
-def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
+def controlled(ruler: Ruler, edit: Edit, seconds: float) -> Controlled:
     """Measure an edit, without and with erasure, beside everything it has to beat.
 
     Args:
@@ -152,8 +169,7 @@ def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
         seconds: What its fit took.
     """
     vanilla, edited = ruler.audit(mlp=True), ruler.audit(edit, mlp=True)
-    # Last-layer retraining and the erasure both move the head's additive term.
-    complete = ruler.subject.head.bias is not None
+    complete = ruler.complete
     rows = [Operation("vanilla", vanilla.to_json(), _NO_MASK, 0.0)]
     brief = ruler.measures.brief
     baselines: list[Method] = [DFR()] if complete else []
@@ -168,14 +184,11 @@ def compare(ruler: Ruler, edit: Edit, seconds: float) -> Comparison:
             rows.append(row)
     if edit.masked and not brief:
         rows += _control_rows(ruler, edit, erase=complete)
-    # A new head alone may be erased too: where the search found no mask.
-    if complete and (edit.masked or (edit.erasure and edit.updates)):
-        erased = edit.erasure is not None
-        other = edit.without("erasure") if erased else with_erasure(ruler.subject, ruler.data, edit)
-        rows.append(ruler.row(_row_name(other), other, seconds, mlp=True))
-    exported = ruler.describe(_row_name(edit), edit, edited, seconds)
+    *others, (name, _) = ruler.variants(edit).items()
+    rows += [ruler.row(other, variant, seconds, mlp=True) for other, variant in others]
+    exported = ruler.describe(name, edit, edited, seconds)
     notes = [] if complete else ["the head has no additive term: no row with erasure, dfr or leace"]
-    return Comparison((*rows, exported), vanilla, edited, tuple(notes), audits)
+    return Controlled((*rows, exported), vanilla, edited, tuple(notes), audits)
 
 
 def _control_rows(ruler: Ruler, edit: Edit, *, erase: bool) -> list[Operation]:

@@ -11,7 +11,7 @@ from surgeon.data import Data
 from surgeon.edit import Edit
 from surgeon.errors import LabelError
 from surgeon.export import base_record
-from surgeon.measure import Comparison, Measures, Ruler, compare
+from surgeon.measure import Controlled, Measures, Ruler, controlled
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
 from surgeon.methods.training import Training
@@ -33,7 +33,7 @@ class Outcome:
     report: Report
     method: Method
     """The method as it was chosen (a sweep may have set a field)."""
-    comparison: Comparison
+    controlled: Controlled
     """The audits that the report was made of."""
 
 
@@ -66,7 +66,7 @@ def operate(
     """
     measures, say = measures or Measures(), announce or (lambda _: None)
     start = time.perf_counter()
-    _check_groups(data, measures.min_group)
+    check_groups(data, measures.min_group)
     ruler = Ruler(subject, data, measures)
     say(f"fitting {method.name} on {len(data.fit)} rows, choosing on {len(data.select)}")
     began = time.perf_counter()
@@ -77,7 +77,7 @@ def operate(
     edit = fitted.edit
     seconds = time.perf_counter() - began
     say(f"measuring on {len(data.report)} report rows")
-    found = compare(ruler, edit, seconds)
+    found = controlled(ruler, edit, seconds)
     verdict = judge(
         found.vanilla.correct,
         found.edited.correct,
@@ -92,12 +92,7 @@ def operate(
     remarks = _remarks(fitted, data, found, verdict)
     report = Report(
         base=base_record(subject),
-        data={
-            "rows": len(data.fit) + len(data.select) + len(data.report),
-            "fit": len(data.fit),
-            "select": len(data.select),
-            "report": len(data.report),
-        },
+        data=data_record(data),
         config=config_of(fitted.method),
         operations=found.rows,
         verdict=verdict,
@@ -110,6 +105,12 @@ def operate(
     return Outcome(edit, report, fitted.method, found)
 
 
+def data_record(data: Data) -> dict[str, int]:
+    """Return the rows in all, and of each part, as `report.json` names them."""
+    parts = {name: len(getattr(data, name)) for name in ("fit", "select", "report")}
+    return {"rows": sum(parts.values()), **parts}
+
+
 def config_of(method: Method) -> dict[str, Any]:
     """Return a method's settings as plain JSON values, its recipe resolved."""
     config = {field.name: getattr(method, field.name) for field in fields(method)}  # pyright: ignore
@@ -119,7 +120,7 @@ def config_of(method: Method) -> dict[str, Any]:
     return config
 
 
-def _remarks(fitted: _Fitted, data: Data, found: Comparison, verdict: Verdict) -> tuple[str, ...]:
+def _remarks(fitted: _Fitted, data: Data, found: Controlled, verdict: Verdict) -> tuple[str, ...]:
     return (
         *bound_targets(data.fit.groups),
         *augmented(fitted.history),
@@ -128,7 +129,12 @@ def _remarks(fitted: _Fitted, data: Data, found: Comparison, verdict: Verdict) -
     )
 
 
-def _check_groups(data: Data, min_group: int) -> None:
+def check_groups(data: Data, min_group: int) -> None:
+    """Refuse data without a group that could be the worst.
+
+    Raises:
+        LabelError: No group has enough report rows.
+    """
     counts = data.report.groups.counts()
     if not bool((counts >= min_group).any()):
         raise LabelError(

@@ -115,6 +115,7 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     assert flags["mask"] == shared | {"with_finetune", "method", "sparsity"}
     assert flags["head"] == shared | {"with_finetune", "method", "recipe"}
     assert flags["finetune"] == shared | training | {"with_finetune", "method"}
+    assert flags["compare"] == shared | {"method", "jobs"}
     guess = {field.name for kind in surgeon.DISCOVERIES.values() for field in fields(kind)}
     files = {"labels", "method", "out", "force"}
     assert flags["discover"] == guess | files | (

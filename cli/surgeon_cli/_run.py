@@ -13,20 +13,25 @@ if TYPE_CHECKING:
     from surgeon import Data, Measures, Method, Subject
 
 
-def default_out(checkpoint: Path) -> Path:
-    """Return `<stem>-debiased` beside a checkpoint file, `<dir>-debiased` for a directory."""
+def beside(checkpoint: Path, what: str) -> Path:
+    """Return `<stem>-<what>` beside a checkpoint file, `<dir>-<what>` for a directory."""
     name = checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem
-    return (checkpoint.resolve() if checkpoint.is_dir() else checkpoint).with_name(
-        f"{name}-debiased"
-    )
+    return (checkpoint.resolve() if checkpoint.is_dir() else checkpoint).with_name(f"{name}-{what}")
+
+
+def check_method(name: str, known: Sequence[str]) -> None:
+    """Refuse a `--method` that a command does not know."""
+    from surgeon import OptionError
+
+    if name not in known:
+        raise OptionError(f"--method: found '{name}', expected {' or '.join(known)}")
 
 
 def make_method(name: str, known: Sequence[str], **settings: Any) -> Method:
     """Make the method that `--method` names, one of those a command knows."""
     import surgeon
 
-    if name not in known:
-        raise surgeon.OptionError(f"--method: found '{name}', expected {' or '.join(known)}")
+    check_method(name, known)
     return surgeon.METHODS[name](**settings)
 
 
@@ -43,7 +48,7 @@ def read_and_operate(
     """Do what every command that operates does, from its files and flags on."""
     import surgeon
 
-    where = output.out or default_out(checkpoint)
+    where = output.out or beside(checkpoint, "debiased")
     surgeon.check_out(where, force=output.force, inputs=(checkpoint, bias_labels))
     progress = Progress(quiet=output.quiet)
     progress.stage(f"reading {checkpoint} and {bias_labels}")

@@ -11,7 +11,7 @@ from surgeon_cli import _options as opt
 from surgeon_cli._console import result_console
 from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
-from surgeon_cli._run import default_out
+from surgeon_cli._run import beside
 
 
 @reports_errors
@@ -28,7 +28,7 @@ def apply(
     """Carry an edit out on the checkpoint it was made from, and export the result."""
     import surgeon
 
-    where = out or default_out(base)
+    where = out or beside(base, "debiased")
     surgeon.check_out(where, force=force, inputs=(base, edit))
     subject = network.load(base, opt.ComputeOnCpuFlags(amp=False))
     change = surgeon.Edit.load(edit)

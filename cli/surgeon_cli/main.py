@@ -9,6 +9,7 @@ import typer
 from surgeon_cli.apply import apply
 from surgeon_cli.audit import audit
 from surgeon_cli.bench import bench
+from surgeon_cli.compare import compare
 from surgeon_cli.demo import demo
 from surgeon_cli.discover import discover
 from surgeon_cli.finetune import finetune
@@ -43,7 +44,7 @@ def surgeon(
     """Operate on a trained vision classifier so that it no longer leans on a shortcut."""
 
 
-for command in (demo, inspect, audit, discover, prune, mask, head, finetune, apply):
+for command in (demo, inspect, audit, discover, prune, mask, head, finetune, compare, apply):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

@@ -99,12 +99,12 @@ def _row(row: Operation, own: Mapping[str, Mapping[str, str]]) -> dict[str, Any]
 
 def _against_dfr(outcome: Outcome, data: Data, measures: Measures) -> dict[str, Any] | None:
     """Judge the operation against last-layer retraining on the same rows."""
-    dfr = outcome.comparison.baselines.get("dfr")
+    dfr = outcome.controlled.baselines.get("dfr")
     if dfr is None:
         return None
     verdict = judge(
         dfr.correct,
-        outcome.comparison.edited.correct,
+        outcome.controlled.edited.correct,
         data.report.groups.index,
         data.report.groups.num_groups,
         min_group=measures.min_group,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from surgeon.report.bench import render_bench, render_refit_time, render_step_times
+from surgeon.report.comparison import render_comparison, write_comparison
 from surgeon.report.discovery import render_discovery
 from surgeon.report.terminal import render_audit, render_inspection, render_report
 
 __all__ = [
     "render_audit",
     "render_bench",
+    "render_comparison",
     "render_discovery",
     "render_inspection",
     "render_refit_time",
     "render_report",
     "render_step_times",
+    "write_comparison",
 ]
