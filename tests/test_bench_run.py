@@ -12,11 +12,11 @@ import torch
 import surgeon
 from surgeon.benchmarks import run as runner
 from surgeon.benchmarks.owner import PARTS
-from surgeon.benchmarks.run import make_operations, run
+from surgeon.benchmarks.run import OPERATIONS, make_operations, run
 from surgeon.benchmarks.sets import SETS
 from surgeon.errors import ArtefactError, LabelError, OptionError, SurgeonError
 from surgeon.measure import Measures
-from surgeon.methods import FFW, Finetune
+from surgeon.methods import FFW, METHODS, Finetune
 from surgeon.methods.base import new_edit
 from tests.tiny_bench import SETTING, part_of, tiny_set
 
@@ -275,6 +275,13 @@ def test_capped_finetuning_and_probes_of_every_row_are_asked_for():
     assert measures == Measures(
         with_finetune=True, finetune_epochs=3, mlp_every_row=True, seed=SETTING.seed
     )
+
+
+def test_every_method_can_be_measured():
+    made = make_operations(list(OPERATIONS), 5)
+    assert {method.name for method in made.values()} == set(METHODS)
+    assert {getattr(method, "seed", 5) for method in made.values()} == {5}
+    assert set(METHODS) <= set(made)
 
 
 def test_errors_of_the_runner_are_of_the_users_kind():

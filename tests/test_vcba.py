@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+import surgeon
 from surgeon.bias_head import BiasHead
 from surgeon.data import Rows, extract
 from surgeon.errors import LabelError, OptionError
@@ -173,3 +174,25 @@ def test_the_paper_s_recipe_steps_as_it_says():
     assert optimiser.param_groups[0]["momentum"] == 0.9
     with pytest.raises(OptionError, match="--recipe: found 'paper', which finetune has none of"):
         Finetune(recipe="paper")
+
+
+def test_new_weights_do_not_know_the_given_ones(tiny):
+    subject = surgeon.load(tiny)
+    data = surgeon.read_data(subject, tiny / "val.csv")
+    method = VCBA(recipe="paper", from_scratch=True, epochs=1, batch_size=12)
+    before = subject.fingerprint()
+    edit = method.fit(subject, data)
+    assert subject.fingerprint() == before
+    given = dict(subject.net.named_parameters())
+    assert set(edit.updates) == set(given)
+    # Only where it stops may the given network tell: other weights, the same new ones.
+    other = subject.with_tensors({n: 0.5 * w for n, w in given.items() if "conv" in n})
+    assert _pulls(extract(other, data.fit).logits, data.fit.groups)[0].tolist() == (
+        _pulls(extract(subject, data.fit).logits, data.fit.groups)[0].tolist()
+    )
+    again = method.fit(other, data)
+    assert all(torch.equal(edit.updates[n], again.updates[n]) for n in given)
+    seeded = replace(method, seed=1).fit(subject, data)
+    assert not torch.equal(edit.updates["conv_stem.weight"], seeded.updates["conv_stem.weight"])
+    with pytest.raises(OptionError, match="--from-scratch: found with --recipe default"):
+        VCBA(from_scratch=True)

@@ -50,7 +50,11 @@ _LabelRho = Annotated[
     typer.Option(help="Share of labelled rows that follow the shortcut; default: unbiased."),
 ]
 _Operation = Annotated[
-    list[str], typer.Option(help="ffw, ffw-structured, ffw-refit or ffw-paper; repeatable.")
+    list[str],
+    typer.Option(
+        help="ffw brings all baselines along; ffw-structured, ffw-refit, ffw-paper, dfr-paper, "
+        "vcba-paper, or any other method; repeatable."
+    ),
 ]
 _Epochs = Annotated[
     int | None, typer.Option(min=1, help="Epochs of anything at most, for a trial.")

@@ -32,6 +32,9 @@ class TrainingFlags:
         str | None,
         typer.Option(help="groups draws them equally often, none takes rows as they are."),
     ] = None
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train new weights, with --recipe paper.")
+    ] = False
 
 
 @reports_errors

@@ -16,7 +16,7 @@ from surgeon.benchmarks.protocol import BenchSet
 from surgeon.data import Data
 from surgeon.export import environment
 from surgeon.measure import Measures, measure
-from surgeon.methods import Method
+from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
 from surgeon.operate import Announce, Outcome, operate
 from surgeon.record import Operation
@@ -40,8 +40,8 @@ def measured(
         subject: The vanilla network.
         data: Labelled rows.
         bench: What they were made from.
-        name: Of the operation. Its method's own name brings the baselines and controls along;
-            under another one only the operation is measured, without and with its erasure.
+        name: Of the operation. `ffw` brings the baselines and controls along; under another one
+            only the operation is measured, without and with its erasure.
         method: What to fit.
         measures: How to measure.
         progress: Takes one record per epoch.
@@ -53,7 +53,7 @@ def measured(
     """
     say = announce or (lambda _: None)
     began, outcome = time.perf_counter(), None
-    if name == method.name:
+    if name == FFW.name:
         outcome = operate(subject, data, method, measures=measures, progress=progress, announce=say)
         rows = outcome.report.operations
         fit = rows[-1].seconds

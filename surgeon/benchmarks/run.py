@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,28 @@ from surgeon.checkpoint import file_sha256
 from surgeon.data import Data, read_data
 from surgeon.errors import ArtefactError, OptionError
 from surgeon.measure import Measures
-from surgeon.methods import FFW, Method
+from surgeon.methods import DFR, FFW, METHODS, VCBA, Leace, Method
 from surgeon.methods.base import Progress
 from surgeon.methods.training import Training
 from surgeon.operate import Announce, config_of
 from surgeon.subject import Subject, find_device, load
+
+
+def _seeded(name: str, seed: int) -> Method:
+    settings = {} if name == Leace.name else {"seed": seed}  # a closed form
+    return METHODS[name](**settings)
+
 
 OPERATIONS: dict[str, Callable[[int], Method]] = {
     "ffw": lambda seed: FFW(seed=seed),
     "ffw-structured": lambda seed: FFW(mode="structured", seed=seed),
     "ffw-refit": lambda seed: FFW(refit_head=True, seed=seed),
     "ffw-paper": lambda seed: FFW(recipe="paper", seed=seed),
+    **{name: partial(_seeded, name) for name in METHODS if name != FFW.name},
+    "dfr-paper": lambda seed: DFR(recipe="paper", seed=seed),
+    "vcba-paper": lambda seed: VCBA(recipe="paper", from_scratch=True, seed=seed),
 }
-"""Name to what makes the method of a seed. One named as its method brings all controls along."""
+"""Name to what makes the method of a seed. `ffw` brings all baselines and controls along."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +84,8 @@ def run(
     Args:
         setting: The cell.
         out: Folder for `vanilla`, `results` and the owner's folder of the setting.
-        operations: Name to method. The one named as its method is measured beside all baselines
-            and controls; another one brings its own rows alone.
+        operations: Name to method. `ffw` is measured beside all baselines and controls; another
+            one brings its own rows alone.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         epochs: Cap on the epochs of the vanilla network, of every search and of fine-tuning, for
             trials; results say so and have names of their own.

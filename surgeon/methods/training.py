@@ -22,7 +22,7 @@ from surgeon.methods.augmentation import Augmentation, harmless
 from surgeon.methods.base import Method, Progress, new_edit, select_accuracy
 from surgeon.options import check_choice, check_least, check_positive
 from surgeon.recalibrate import batch_statistics
-from surgeon.subject import Subject
+from surgeon.subject import Subject, freeze
 
 Balance = Literal["groups", "none"]
 
@@ -106,6 +106,9 @@ class Training(Method):
     """Rows per step."""
     balance: Balance | None = None
     """Draw groups equally often, or rows as they come."""
+    from_scratch: bool = False
+    """Train new weights of the same architecture instead of the given ones, as published recipes
+    may; the given network only tells what a method asks it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -116,6 +119,8 @@ class Training(Method):
         check_choice("balance", self.balance, ("groups", "none"))
         if self.recipe == "paper" and self.paper is None:
             raise OptionError(f"--recipe: found 'paper', which {self.name} has none of")
+        if self.from_scratch and self.recipe != "paper":
+            raise OptionError("--from-scratch: found with --recipe default, expected paper")
 
     def settings(self) -> Regime:
         """Return the regime with this configuration's own values put in."""
@@ -132,12 +137,13 @@ class Training(Method):
         """Train copies of the weights; the subject's own stay frozen."""
         regime, objective = self.settings(), self.new_objective(subject, data)
         data = objective.data
-        run = _Run(subject, data, regime, self.seed)
+        start = _untrained(subject, self.seed) if self.from_scratch else subject
+        run = _Run(start, data, regime, self.seed)
         optimiser, schedule = regime.new_optimiser(run.weights)
-        best, kept, start = -1.0, {}, time.perf_counter()
+        best, kept, began = -1.0, {}, time.perf_counter()
         for epoch in range(1, regime.epochs + 1):
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=subject.device))
-            with batch_statistics(subject) as buffers:
+            with batch_statistics(start) as buffers:
                 for seen in run.passes(epoch, buffers):
                     loss, figures = objective.loss(seen)
                     optimiser.zero_grad()
@@ -147,12 +153,12 @@ class Training(Method):
                         sums[name] += value * len(seen.rows)
             schedule.step()
             now = {n: t.detach() for n, t in {**run.weights, **buffers}.items()}
-            logits = extract(subject, data.select, overrides=now).logits
+            logits = extract(start, data.select, overrides=now).logits
             accuracy = select_accuracy(logits, data.select.groups)
             if accuracy > best:
                 best, kept = accuracy, {n: t.cpu().clone() for n, t in now.items()}
             if progress:
-                each = (time.perf_counter() - start) / epoch
+                each = (time.perf_counter() - began) / epoch
                 progress(
                     {
                         "epoch": epoch,
@@ -169,6 +175,14 @@ class Training(Method):
             updates={n: t for n, t in kept.items() if n in run.weights},
             buffers={n: t for n, t in kept.items() if n not in run.weights},
         )
+
+
+def _untrained(subject: Subject, seed: int) -> Subject:
+    """Return the same architecture with fresh weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = subject.architecture.build()
+    return replace(subject, net=freeze(net.to(subject.device)))
 
 
 class _Run:
