@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch.nn.functional import linear, one_hot
@@ -67,6 +69,22 @@ def test_no_covariance_with_any_bias_value_is_left(n, width, values, scale, bala
     assert erasure.left.dtype == erasure.right.dtype == erasure.mean.dtype == torch.float64
     torch.testing.assert_close(erasure(erasure(x)), erasure(x), rtol=1e-7, atol=1e-7 * scale)
     torch.testing.assert_close(erasure.mean, weights @ x)
+
+
+@pytest.mark.parametrize("case", CASES[1:4])
+def test_agrees_with_the_authors_package(case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it compiles with what torch gives up
+        from concept_erasure import LeaceFitter
+    n, width, values, scale, _ = case
+    x, groups = planted(n, width, values, scale=scale, lopsided=True)
+    # Its default shrinks, drops directions, and keeps the trace from growing.
+    exact = {"shrinkage": False, "svd_tol": 1e-12, "constrain_cov_trace": False}
+    eraser = LeaceFitter.fit(x.double(), coded(groups), **exact).eraser
+    ours = fit_erasure(x, groups, balance=False)
+    moved = float((ours(x.double()) - x).abs().max())
+    assert moved > 0.1 * scale
+    torch.testing.assert_close(ours(x.double()), eraser(x.double()), rtol=0, atol=1e-8 * moved)
 
 
 def test_the_weighted_fit_is_not_the_plain_one():
