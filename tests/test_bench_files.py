@@ -19,6 +19,7 @@ def test_names_of_settings():
         *(setting, full, replace(setting, rho=None), replace(setting, rho=0.9900000001)),
         *(replace(setting, scale="paper"), replace(setting, rows=1), replace(setting, seed=1)),
         *(replace(setting, net=f"hf-hub:a{slash}b") for slash in ("/", "%2F")),
+        *(replace(setting, discovery="voronoi"), replace(full, discovery="voronoi")),
         *(replace(setting, net="a-b", seed=1), replace(setting, net="a%2Db", seed=1)),
     ]
     names = [setting_name(s, epochs) for s in several for epochs in (None, 1, 11)]

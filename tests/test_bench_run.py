@@ -78,7 +78,7 @@ def test_a_run_leaves_what_it_says(tmp_path, fits):
     assert set(main) == set(structured)
     assert main["setting"] == {
         **{"benchmark": "tiny", "seed": 1, "rho": None, "scale": "small", "net": None},
-        **{"rows": None, "label_rho": None, "epochs": None},
+        **{"rows": None, "label_rho": None, "discovery": None, "epochs": None},
     }
     assert main["config"]["method"] == "ffw"
     assert main["config"]["settings"]["epochs"] == 1

@@ -49,6 +49,10 @@ _LabelRho = Annotated[
     float | None,
     typer.Option(help="Share of labelled rows that follow the shortcut; default: unbiased."),
 ]
+_Discovery = Annotated[
+    str | None,
+    typer.Option(help="voronoi guesses the bias of the labelled rows; default: it is known."),
+]
 _Operation = Annotated[
     list[str],
     typer.Option(
@@ -137,6 +141,7 @@ def _command(name: str, own_rho: float | None) -> Callable[..., None]:
         net: _Net = None,
         rows: _Rows = None,
         label_rho: _LabelRho = None,
+        discovery: _Discovery = None,
         operation: _Operation = ["ffw", "ffw-structured", "ffw-paper"],  # noqa: B006
         epochs: _Epochs = None,
         brief: _Brief = False,
@@ -164,7 +169,7 @@ for _name, (_about, _own_rho) in _BENCHMARKS.items():
 def _setting(name: str, seed: int, options: dict[str, Any]) -> Setting:
     from surgeon.benchmarks.protocol import Setting
 
-    fields = ("rho", "scale", "net", "rows", "label_rho")
+    fields = ("rho", "scale", "net", "rows", "label_rho", "discovery")
     return Setting(benchmark=name, seed=seed, **{field: options[field] for field in fields})
 
 

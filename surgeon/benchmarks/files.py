@@ -38,6 +38,7 @@ def setting_name(setting: Setting, epochs: int | None = None) -> str:
         None if setting.scale == "small" else setting.scale,
         None if setting.rows is None else f"n{setting.rows}",
         None if setting.label_rho is None else f"labels{float(setting.label_rho)!r}",
+        setting.discovery,
         None if epochs is None else f"epochs{epochs}",
         # Last, and without a hyphen of its own, so that it cannot pass for another part.
         None if setting.net is None else quote(setting.net, safe="").replace("-", "%2D"),
@@ -78,6 +79,8 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ArtefactError(
             f"{path}: cannot be read ({error}); delete it and run the benchmark again"
         ) from error
+    if isinstance(document, dict) and isinstance(document.get("setting"), dict):
+        document["setting"].setdefault("discovery", None)  # older than this field
     names = set(setting_json(Setting(benchmark="", seed=0), None))
     if not (
         isinstance(document, dict)

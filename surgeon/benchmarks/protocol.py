@@ -32,6 +32,8 @@ class Setting:
     """Labelled rows for fit and select together; None: the benchmark's own."""
     label_rho: float | None = None
     """Share of labelled rows that follow the shortcut; None: unbiased."""
+    discovery: str | None = None
+    """How the bias of fit and select rows is guessed; None: it is known."""
 
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, ("small", "paper"))

@@ -22,6 +22,7 @@ from surgeon.benchmarks.files import (
     setting_name,
     write_result,
 )
+from surgeon.benchmarks.guessed import check_discovery, guessed
 from surgeon.benchmarks.measured import measured
 from surgeon.benchmarks.owner import content_hash, read_marker, without_repeats, write_owner
 from surgeon.benchmarks.protocol import BenchSet, Setting
@@ -107,7 +108,7 @@ def run(
     device = str(find_device(device))
     capped = {name: _cap(method, epochs) for name, method in operations.items()}
     made = _make(setting, out, device, epochs, progress, say)
-    loaded: tuple[Subject, Data] | None = None
+    loaded: _Loaded | None = None
     results = []
     for name, method in capped.items():
         path = result_path(out, setting, name, epochs)
@@ -117,12 +118,15 @@ def run(
         if enough and all(known.get(key) == value for key, value in stamp.items()):
             say(f"{name}: {path} is used again, of commit {known['git'] or 'unknown'}")
         else:
-            loaded = loaded or _load(made, device)
+            loaded = loaded or _load(made, setting, device)
             say(f"{name}: fitting and measuring")
             measures = _measures(setting, epochs, brief)
-            found = measured(*loaded, made.bench, name, method, measures, progress, say)
+            found = measured(
+                loaded.subject, loaded.data, made.bench, name, method, measures, progress, say
+            )
             found["seconds"] = {**made.seconds, **found["seconds"]}
-            known = _plain({**stamp, **found, **({"brief": True} if brief else {})})
+            facts = {"brief": brief, "guess": loaded.guess}
+            known = _plain({**stamp, **found, **{k: v for k, v in facts.items() if v}})
             write_result(path, known)
         results.append(known)
     return results
@@ -151,6 +155,7 @@ def _check(setting: Setting, epochs: int | None) -> None:
         raise OptionError(
             f"benchmark: found '{setting.benchmark}', expected one of {', '.join(SETS)}"
         )
+    check_discovery(setting.discovery)
     if epochs is not None and not 1 <= epochs < math.inf:
         raise OptionError(f"--epochs: found {epochs}, expected 1 or more")
 
@@ -220,7 +225,17 @@ def _sha256(path: Path) -> str:
         ) from error
 
 
-def _load(made: _Made, device: str) -> tuple[Subject, Data]:
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """What the operations of a setting share."""
+
+    subject: Subject
+    data: Data
+    guess: Mapping[str, Any] | None
+    """How a guessed bias agrees with the true one; None where the true one is used."""
+
+
+def _load(made: _Made, setting: Setting, device: str) -> _Loaded:
     """Read the owner's folder as its owner would, with the defaults of `surgeon prune`.
 
     Report rows are grouped by all biases, those that are only watched included.
@@ -232,7 +247,10 @@ def _load(made: _Made, device: str) -> tuple[Subject, Data]:
     labels = made.folder / "val.csv"
     data = read_data(subject, labels, bias_cols=columns, audit_cols=audited)
     groups = replace(data.report.groups, audited=())
-    return subject, replace(data, report=replace(data.report, groups=groups))
+    data = replace(data, report=replace(data.report, groups=groups))
+    if setting.discovery is None:
+        return _Loaded(subject, data, None)
+    return _Loaded(subject, *guessed(subject, data, setting.discovery, seed=setting.seed))
 
 
 def _plain(document: Mapping[str, Any]) -> dict[str, Any]:

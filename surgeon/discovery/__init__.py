@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from surgeon.discovery.base import Discovery, PseudoLabels
 from surgeon.discovery.by_cluster import ByCluster
-from surgeon.discovery.discover import Discovered, check_labels_out, discover, write_labels
+from surgeon.discovery.discover import (
+    Discovered,
+    agreement_with,
+    check_labels_out,
+    discover,
+    write_labels,
+)
 from surgeon.discovery.voronoi import Voronoi
 
 DISCOVERIES: dict[str, type[Discovery]] = {"voronoi": Voronoi, "clusters": ByCluster}
@@ -16,6 +22,7 @@ __all__ = [
     "Discovery",
     "PseudoLabels",
     "Voronoi",
+    "agreement_with",
     "check_labels_out",
     "discover",
     "write_labels",

@@ -31,7 +31,7 @@ Caveat = Callable[[str, str], str | None]
 _AVERAGES = ("average", "balanced", "worst group")
 _PLACES = ("head input", "logits", "bottleneck")
 # What tells the cells of one benchmark and scale apart.
-_CELL = ("rho", "net", "rows", "label_rho", "epochs")
+_CELL = ("rho", "net", "rows", "label_rho", "discovery", "epochs")
 # The controls of a curve would not fit beside its operations.
 _ON_CURVES = (
     *("vanilla", "leace", "dfr", "finetune", "ffw+erase", "ffw-structured+erase", "ffw-paper"),
@@ -185,6 +185,7 @@ def _cell(results: Sequence[Result], published: Sequence[Published]) -> list[str
     return [
         title,
         _training(first),
+        *_guesses(results),
         table(heads, body),
         legend,
         *_alignment(rows, published),
@@ -200,6 +201,18 @@ def _training(result: Result) -> str:
         f"on {rows['train']} rows; {rows['fit']} fit, {rows['select']} select, {rows['report']} "
         f"report rows{lost}."
     )
+
+
+def _guesses(results: Sequence[Result]) -> Iterable[str]:
+    """Say how a guessed bias agrees with the true one, once for every seed."""
+    told = {r["setting"]["seed"]: r["guess"] for r in results if "guess" in r}.values()
+    if told:
+        figures = [spread([guess[key] for guess in told]) for key in ("recall", "precision")]
+        rows = " / ".join(str(guess["conflicting"]) for guess in told)
+        yield (
+            f"Of {rows} fit and select rows that go against the shortcut the guess finds "
+            f"{figures[0]} %; of those it names {figures[1]} % are."
+        )
 
 
 def _line(name: str, rows: Sequence[Row], biases: Sequence[str]) -> list[str]:

@@ -47,7 +47,8 @@ def place(result: Result, field: str) -> tuple[bool, Any]:
 
 def is_default(result: Result) -> bool:
     """Return whether a result is of the benchmark's own network and rows, and of all epochs."""
-    return all(result["setting"][name] is None for name in ("net", "rows", "label_rho", "epochs"))
+    own = ("net", "rows", "label_rho", "discovery", "epochs")
+    return all(result["setting"][name] is None for name in own)
 
 
 def facts(result: Result, *, without: str = "") -> str:
@@ -57,6 +58,7 @@ def facts(result: Result, *, without: str = "") -> str:
         "net": "net {}",
         "rows": "{} labelled rows",
         "label_rho": "labels at rho {}",
+        "discovery": "bias guessed by {}",
         "epochs": "at most {} epochs",
     }
     setting = result["setting"]
