@@ -131,11 +131,25 @@ def test_head_and_network_learn_nothing_from_each_other(toy, lopsided, pass_of):
     )
 
 
-def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group, monkeypatch):
+def test_ablations_read_other_rows_or_none(toy, lopsided, pass_of):
+    rows = torch.arange(0, len(lopsided.fit), 2)
+    told = {}
+    for kind in ("misaligned", "all", "none"):
+        seen, _ = pass_of(replace(toy, data=lopsided), rows)
+        loss, figures = VCBA(information=kind).new_objective(toy.subject, lopsided).loss(seen)
+        weight = 0 if kind == "none" else 2
+        bias_term, task = float(figures["bias_term"]), float(figures["task_loss"])
+        assert float(loss.detach()) == pytest.approx(task + weight * bias_term, rel=1e-5)
+        told[kind] = bias_term
+    assert told["none"] == told["misaligned"] != told["all"]
+    with pytest.raises(OptionError, match="--information: found 'some', expected misaligned or"):
+        VCBA(information="some")  # pyright: ignore[reportArgumentType]
+
+
+def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group):
     settings = {"epochs": 4, "lr": 1e-4}
     plain = Finetune(balance="none", **settings).fit(toy.subject, lopsided)
-    monkeypatch.setattr(vcba, "_LAMBDA", 0.0)
-    weighed = VCBA(**settings).fit(toy.subject, lopsided)
+    weighed = VCBA(information="none", **settings).fit(toy.subject, lopsided)
     assert worst_group(toy, weighed) > worst_group(toy, plain) + 0.1
 
 

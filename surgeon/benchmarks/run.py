@@ -51,6 +51,8 @@ OPERATIONS: dict[str, Callable[[int], Method]] = {
     "ffw-paper": lambda seed: FFW(recipe="paper", seed=seed),
     **{name: partial(_seeded, name) for name in METHODS if name != FFW.name},
     "dfr-paper": lambda seed: DFR(recipe="paper", seed=seed),
+    "vcba-weights": lambda seed: VCBA(information="none", seed=seed),
+    "vcba-all": lambda seed: VCBA(information="all", seed=seed),
     "vcba-paper": lambda seed: VCBA(recipe="paper", from_scratch=True, seed=seed),
 }
 """Name to what makes the method of a seed. `ffw` brings all baselines and controls along."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,10 +56,14 @@ class VCBA(Training):
         augment=False,
     )
 
+    information: Literal["misaligned", "all", "none"] = "misaligned"
+    """Rows whose information on the bias is lowered; the others are ablations (paper, table 5)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         # Rows are weighted already.
         check_choice("balance", self.balance, ("none",))
+        check_choice("information", self.information, ("misaligned", "all", "none"))
 
     def new_objective(self, subject: Subject, data: Data) -> Objective:
         """Return weighted cross-entropy plus information.
@@ -75,17 +79,19 @@ class VCBA(Training):
         )
         weights = row_weights(groups, aligned, str(data.labels.csv)).to(device)
         targets = groups.target.to(device)
+        told_by = torch.ones_like(aligned) if self.information == "all" else ~aligned
         readers = [
-            _Reader(outputs.features.to(device), groups, k, ~aligned[:, k], self.settings())
+            _Reader(outputs.features.to(device), groups, k, told_by[:, k], self.settings())
             for k in groups.fitted
         ]
+        weight = 0.0 if self.information == "none" else _LAMBDA
 
         def loss(seen: Pass) -> tuple[Tensor, Mapping[str, Tensor]]:
             rows = seen.rows.to(device)
             each = cross_entropy(seen.logits, targets[rows], reduction="none")
             task = (weights[rows] * each).mean()
             told = torch.stack([reader(seen.features, rows) for reader in readers]).mean()
-            return task + _LAMBDA * told, {"task_loss": task.detach(), "bias_term": told.detach()}
+            return task + weight * told, {"task_loss": task.detach(), "bias_term": told.detach()}
 
         return Objective(loss, data)
 
@@ -132,17 +138,17 @@ def row_weights(groups: Groups, aligned: Tensor, where: str) -> Tensor:
 
 
 class _Reader:
-    """Reads one bias off the features of misaligned rows, with a head that is trained on all."""
+    """Reads one bias off the features of some rows, with a head that is trained on all."""
 
     def __init__(
-        self, features: Tensor, groups: Groups, column: int, misaligned: Tensor, regime: Regime
+        self, features: Tensor, groups: Groups, column: int, counted: Tensor, regime: Regime
     ) -> None:
         self.head = BiasHead(features, groups.num_values(column))
         self._biases = groups.biases[:, column].to(features.device)
-        self._misaligned = misaligned.to(features.device)
+        self._counted = counted.to(features.device)
         share = regime.batch_size / len(groups)
-        # Of misaligned rows in a batch, on average.
-        self._expected = float(misaligned.sum()) * share
+        # Of these rows in a batch, on average.
+        self._expected = float(counted.sum()) * share
         # The table forgets at the pace of an epoch.
         self._memory = 1 - min(1.0, share)
         self._table = torch.zeros(self.head.num_values, self.head.num_values)
@@ -155,7 +161,7 @@ class _Reader:
         each row of the batch counts as much as in a batch of the expected size.
         """
         self.head.step(features, self._biases[rows])
-        held = self._misaligned[rows]
+        held = self._counted[rows]
         place = one_hot(self._biases[rows][held], self.head.num_values).to(features)
         batch = place.T @ self.head(features[held])
         self._table.mul_(self._memory).add_(batch.detach())

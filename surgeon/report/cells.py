@@ -15,6 +15,8 @@ _ORDER = (
     *("magnitude+erase", "ffw", "ffw+erase", "ffw-structured", "ffw-structured+erase"),
     *("ffw-refit", "ffw-refit+erase"),
     *("ffw-paper", "ffw-paper+erase"),
+    # As the paper's table 5 has them.
+    *("vcba-weights", "vcba-all", "vcba", "vcba-paper"),
 )
 
 
