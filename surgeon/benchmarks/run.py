@@ -32,7 +32,7 @@ from surgeon.checkpoint import file_sha256
 from surgeon.data import Data, read_data
 from surgeon.errors import ArtefactError, OptionError
 from surgeon.measure import Measures
-from surgeon.methods import DFR, FFW, METHODS, VCBA, Leace, Method
+from surgeon.methods import DFR, FFW, METHODS, VCBA, ClusterFix, Leace, Method
 from surgeon.methods.base import Progress
 from surgeon.methods.training import Training
 from surgeon.operate import Announce, config_of
@@ -51,6 +51,8 @@ OPERATIONS: dict[str, Callable[[int], Method]] = {
     "ffw-paper": lambda seed: FFW(recipe="paper", seed=seed),
     **{name: partial(_seeded, name) for name in METHODS if name != FFW.name},
     "dfr-paper": lambda seed: DFR(recipe="paper", seed=seed),
+    # BPA's weights: the loss of the target alone.
+    "clusterfix-bpa": lambda seed: ClusterFix(gamma=0.0, seed=seed),
     "vcba-weights": lambda seed: VCBA(information="none", seed=seed),
     "vcba-all": lambda seed: VCBA(information="all", seed=seed),
     "vcba-paper": lambda seed: VCBA(recipe="paper", from_scratch=True, seed=seed),
