@@ -92,7 +92,8 @@ def compare(
         methods: Registry key to method.
         out: Folder for `rows`, `edits`, the chosen checkpoint in `ship`, and `comparison.json`.
         measures: How to measure; MLP probes are run for every row but draws of random masks.
-        jobs: Operations at the same time; with several, each has a process of its own.
+        jobs: Operations at the same time; with several, each has a process of its own, and a script
+            calls this under `if __name__ == "__main__":`.
         read: Reads subject and data again in such a process, to which it is pickled.
         force: Start anew where the folder holds a comparison.
         announce: Takes one line per operation.

@@ -14,7 +14,7 @@ from surgeon.checkpoint import file_sha256
 from surgeon.data import Data
 from surgeon.edit import Edit
 from surgeon.errors import ArtefactError
-from surgeon.export import base_record, write_json
+from surgeon.export import base_record, environment, write_json
 from surgeon.measure import Measures
 from surgeon.methods import Method
 from surgeon.operate import config_of
@@ -101,7 +101,7 @@ class ComparisonFolder:
 
 
 def stamp_of(subject: Subject, data: Data, measures: Measures) -> dict[str, Any]:
-    """Say what is compared on what: the network, the rows with their parts, how it is measured."""
+    """Say what is compared: network, rows with their parts, how and where they are measured."""
     digest = hashlib.sha256()
     for part in (data.fit, data.select, data.report):
         groups = part.groups
@@ -116,8 +116,15 @@ def stamp_of(subject: Subject, data: Data, measures: Measures) -> dict[str, Any]
         how["train_counts"] = measures.train_counts.tolist()
     preprocessing = subject.preprocessing.to_config()
     base = {**base_record(subject), "preprocessing": preprocessing}
-    stamp = {"version": VERSION, "base": base, "rows": digest.hexdigest(), "measures": how}
-    return _plain(stamp)
+    return _plain(
+        {
+            "version": VERSION,
+            "base": base,
+            "rows": digest.hexdigest(),
+            "measures": how,
+            "environment": environment(subject),
+        }
+    )
 
 
 def settings_of(method: Method | None) -> dict[str, Any]:

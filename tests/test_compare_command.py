@@ -9,9 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
+from surgeon_cli.compare import ContestFlags
 from surgeon_cli.main import app
 from typer.testing import CliRunner
 
+import surgeon
 from surgeon.methods import Leace
 from surgeon.report import render_comparison
 
@@ -63,6 +65,14 @@ def test_a_comparison_from_its_files_to_its_files(home, no_probes):
         key: document[key] for key in ("operations", "failed", "ship")
     }
     assert before == {path.name: path.read_bytes() for path in out.glob("comparison.*")}
+
+
+def test_every_operation_takes_part():
+    made = ContestFlags().make(seed=3)
+    assert set(made) == set(surgeon.METHODS)
+    assert all(name == method.name for name, method in made.items())
+    assert {getattr(method, "seed", 3) for method in made.values()} == {3}
+    assert set(ContestFlags(method=["gba", "dfr"]).make(seed=0)) == {"gba", "dfr"}
 
 
 def test_mistakes_and_interruptions(home, no_probes, monkeypatch):
