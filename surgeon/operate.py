@@ -16,7 +16,7 @@ from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
 from surgeon.methods.training import Training
 from surgeon.record import Report
-from surgeon.remarks import augmented, bound_targets, cost, no_mask
+from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_erased
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
 from surgeon.verdict import Verdict, judge
@@ -125,6 +125,7 @@ def _remarks(fitted: _Fitted, data: Data, found: Controlled, verdict: Verdict) -
         *bound_targets(data.fit.groups),
         *augmented(fitted.history),
         *(no_mask(fitted.edit) if isinstance(fitted.method, FFW) else ()),
+        *partly_erased(fitted.edit, data.fit.groups),
         *cost(found.vanilla, found.edited, verdict),
     )
 

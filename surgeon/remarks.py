@@ -29,6 +29,21 @@ def augmented(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return (f"fit rows were {change} at random: on select rows the network does not mind that",)
 
 
+def partly_erased(edit: Edit, groups: Groups) -> tuple[str, ...]:
+    """Say so where the erasure leaves directions that do not stand out of noise."""
+    if edit.erasure is None:
+        return ()
+    present = [int(groups.biases[:, k].unique().numel()) for k in groups.fitted]
+    most = min(sum(number - 1 for number in present), len(edit.erasure.mean))
+    rank = edit.erasure.left.shape[1]
+    if rank >= most:
+        return ()
+    return (
+        f"{rank} of {most} directions that could tell the bias stand out of noise in {len(groups)} "
+        "fit rows, and only these are erased: more rows would show more",
+    )
+
+
 def bound_targets(groups: Groups) -> tuple[str, ...]:
     """Name targets that occur with one value of a bias only, where the rows hold others.
 

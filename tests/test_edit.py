@@ -167,3 +167,14 @@ def test_erasure_needs_an_additive_term():
         edit.changes({"fc.weight": torch.ones(3, 2)})
     centred = replace(edit, erasure=replace(erasure, mean=torch.zeros(2, dtype=torch.float64)))
     assert set(centred.changes({"fc.weight": torch.ones(3, 2)})) == {"fc.weight"}
+
+
+def test_an_erasure_of_rank_zero_changes_nothing_and_comes_back(tmp_path):
+    nothing = Erasure(*(torch.zeros(s, dtype=torch.float64) for s in ((9, 0), (0, 9), (9,))))
+    edit = replace(whole_edit(), erasure=nothing)
+    edit.save(tmp_path / "edit.safetensors")
+    again = Edit.load(tmp_path / "edit.safetensors")
+    assert again.erasure is not None
+    assert again.erasure.left.shape == (9, 0)
+    features = torch.randn(4, 9)
+    assert torch.equal(again.erasure(features), features)

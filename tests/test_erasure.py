@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import linear, one_hot
 
 from surgeon.erasure import fit_erasure
@@ -190,3 +191,60 @@ def test_a_dead_feature_stays_dead(n):
     z, weights = coded(groups), row_weights(groups, True)
     left = covariance(erasure(x.float().double()), z, weights).abs().max()
     assert left < 1e-9 * covariance(x, z, weights).abs().max()
+
+
+def colours(n, width, lopsided, signal, seed):
+    """Features of ten classes, and of ten bias values with some signal."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(10, (n,), generator=generator)
+    same = torch.rand(n, generator=generator) < lopsided
+    bias = torch.where(same, target, torch.randint(10, (n,), generator=generator))
+    centres = torch.randn(2, 10, width, generator=generator)
+    x = torch.randn(n, width, generator=generator) + 3 * centres[0, target]
+    names = tuple(map(str, range(10)))
+    return x + signal * centres[1, bias], Groups(target, bias[:, None], names, ("bias",), (names,))
+
+
+@pytest.mark.parametrize("n", [30, 300, 3000])
+@pytest.mark.parametrize("lopsided", [0.0, 0.9])
+def test_noise_alone_is_not_erased(n, lopsided):
+    for seed in range(3):
+        x, groups = colours(n, 32, lopsided, 0.0, seed)
+        erasure = fit_erasure(x, groups, above_noise=True)
+        assert erasure.left.shape[1] == 0
+        assert torch.equal(erasure(x), x)
+        weight, bias_term = torch.randn(10, 32), torch.randn(10)
+        folded = erasure.fold(weight, bias_term)
+        assert torch.equal(folded[0], weight)
+        assert torch.equal(folded[1], bias_term)
+
+
+def test_what_stands_out_of_noise_is_erased_as_without_the_bound():
+    x, groups = colours(3000, 32, 0.0, 1.0, 0)
+    bound, whole = (fit_erasure(x, groups, above_noise=above) for above in (True, False))
+    assert whole.left.shape[1] == 9
+    assert torch.equal(bound.left, whole.left)
+    assert torch.equal(bound.right, whole.right)
+    # Of the same signal less stands out where few rows go against the shortcut.
+    x, groups = colours(1500, 32, 0.95, 1.0, 0)
+    bound, whole = (fit_erasure(x, groups, above_noise=above) for above in (True, False))
+    rank = bound.left.shape[1]
+    assert 0 < rank < 9
+    torch.testing.assert_close(bound.left, whole.left[:, :rank])
+
+
+def test_erasing_what_stands_out_spares_the_target():
+    def worth(erasure, x, target):
+        fitted = LogisticRegression(max_iter=500).fit(erasure(x).numpy(), target.numpy())
+        y, groups = colours(4000, 12, 0.0, 0.3, 1)
+        return fitted.score(erasure(y).numpy(), groups.target.numpy())
+
+    # The same centres, few rows that tell the bias from the target, and a weak bias.
+    x, groups = colours(4000, 12, 0.0, 0.3, 1)
+    few = torch.arange(300)
+    x, groups = x[few], groups.take(few)
+    bound, whole = (
+        worth(fit_erasure(x, groups, above_noise=above), x, groups.target)
+        for above in (True, False)
+    )
+    assert bound > whole + 0.01

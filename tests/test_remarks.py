@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import torch
 from rich.console import Console
 
+from surgeon.edit import Erasure
 from surgeon.measure import Measures
 from surgeon.methods import FFW
+from surgeon.methods.base import new_edit
 from surgeon.operate import operate
-from surgeon.remarks import bound_targets
+from surgeon.remarks import bound_targets, partly_erased
 from surgeon.report import render_report
 
 MEASURES = Measures(mlp=False)
@@ -23,6 +26,23 @@ def test_a_target_that_is_the_bias_is_named_before_anything_is_removed(planted, 
     assert bound_targets(toy.data.fit.groups) == ()
     audited = replace(planted.data.fit.groups, audited=("bias",))
     assert bound_targets(audited) == ()
+
+
+def test_directions_that_are_left_to_noise_are_told(planted):
+    groups = planted.data.fit.groups
+    empty = new_edit(planted.subject, "ffw")
+
+    def erased(rank):
+        shapes = ((24, rank), (rank, 24), (24,))
+        return replace(empty, erasure=Erasure(*(torch.zeros(shape) for shape in shapes)))
+
+    (sentence,) = partly_erased(erased(1), groups)
+    assert sentence.startswith(
+        "1 of 2 directions that could tell the bias stand out of noise in 400"
+    )
+    assert partly_erased(erased(2), groups) == partly_erased(empty, groups) == ()
+    two_values = groups.take((groups.biases[:, 0] < 2).nonzero().flatten())
+    assert partly_erased(erased(1), two_values) == ()
 
 
 def test_the_trade_is_told_with_its_figures(planted, toy):

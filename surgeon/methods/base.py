@@ -59,11 +59,19 @@ def with_recalibration(
     )
 
 
-def with_erasure(subject: Subject, data: Data, edit: Edit) -> Edit:
-    """Add the closed-form erasure fitted on the edited network's features of the fit rows."""
+def with_erasure(subject: Subject, data: Data, edit: Edit, *, above_noise: bool = True) -> Edit:
+    """Add the closed-form erasure fitted on the edited network's features of the fit rows.
+
+    Args:
+        subject: The frozen network.
+        data: Labelled rows.
+        edit: What was done so far; an erasure it has is replaced.
+        above_noise: Erase only directions that stand out of noise; see `fit_erasure`.
+    """
     overrides = device_changes(subject, edit.without("erasure"))
     outputs = extract(subject, data.fit, overrides=overrides)
-    return replace(edit, erasure=fit_erasure(outputs.features, data.fit.groups))
+    groups = data.fit.groups
+    return replace(edit, erasure=fit_erasure(outputs.features, groups, above_noise=above_noise))
 
 
 def device_changes(subject: Subject, edit: Edit) -> dict[str, Tensor]:

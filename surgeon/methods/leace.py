@@ -32,4 +32,5 @@ class Leace(Method):
             raise IncompatibleError(
                 f"{subject.head_name}: has no additive term, which takes up the erasure's mean"
             )
-        return with_erasure(subject, data, new_edit(subject, self.name))
+        edit = new_edit(subject, self.name)
+        return with_erasure(subject, data, edit, above_noise=False)
