@@ -115,19 +115,18 @@ def compare(
     folder = ComparisonFolder(out, stamp_of(subject, data, measures))
     folder.open(force=force)
     make = partial(_make_bench, again, measures, folder.edits)
-    field = _Field(folder, make, jobs, announce or (lambda _: None))
+    contest = _Contest(folder, make, jobs, announce or (lambda _: None))
     controls = {name: m for name, m in methods.items() if isinstance(m, Control)}
     # The longest first, so that no process is left alone with it at the end.
-    others = sorted(methods.keys() - controls.keys(), key=list(methods).index)
-    others.sort(key=lambda name: name != FFW.name)
-    field.measure({VANILLA: None, **{name: methods[name] for name in others}})
-    if VANILLA in field.failed:
-        raise SurgeonError(f"{VANILLA}: {field.failed[VANILLA]}")
-    searched = folder.edit(FFW.name) if FFW.name in field.found else None
+    others = sorted((n for n in methods if n not in controls), key=lambda n: n != FFW.name)
+    contest.measure({VANILLA: None, **{name: methods[name] for name in others}})
+    if VANILLA in contest.failed:
+        raise SurgeonError(f"{VANILLA}: {contest.failed[VANILLA]}")
+    searched = folder.edit(FFW.name) if FFW.name in contest.found else None
     like = searched if searched and searched.masked else None
-    field.measure({name: replace(method, like=like) for name, method in controls.items()})
-    found = {name: field.found[name] for name in (VANILLA, *methods) if name in field.found}
-    comparison = _judged(data, measures, found, field.failed)
+    contest.measure({name: replace(method, like=like) for name, method in controls.items()})
+    found = {name: contest.found[name] for name in (VANILLA, *methods) if name in contest.found}
+    comparison = _judged(data, measures, found, contest.failed)
     chosen = next(n for n in found if _exported(found[n])["name"] == comparison.ship)
     if chosen != VANILLA:
         edit, history = folder.edit(chosen), found[chosen]["history"]
@@ -153,7 +152,7 @@ def _make_bench(read: Read, measures: Measures, edits: Path) -> Bench:
 
 
 @dataclass(frozen=True, eq=False)
-class _Field:
+class _Contest:
     """The operations that take part: what is found of each, or why it failed."""
 
     folder: ComparisonFolder

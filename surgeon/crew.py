@@ -85,8 +85,8 @@ class _Crew:
         for _ in range(min(self.jobs, len(tasks))):
             self._start(waiting.popleft())
         while self.busy:
-            for ours in wait(list(self.busy)):
-                assert isinstance(ours, Connection)
+            ready = wait(list(self.busy))
+            for ours in [connection for connection in self.busy if connection in ready]:
                 process, task = self.busy.pop(ours)
                 try:
                     result, alive = ours.recv(), True
