@@ -19,6 +19,7 @@ from surgeon_cli.main import app
 from typer.testing import CliRunner
 
 import surgeon
+from surgeon.edit import Edit
 from surgeon.measure import Ruler
 
 ROOT = Path(__file__).parents[1]
@@ -300,8 +301,9 @@ def test_apply_carries_out_what_it_is_told_to(copy, flags):
     changed = {name for name in base if not torch.equal(base[name], edited[name])}
     assert any(name.endswith("running_mean") for name in changed) == ("recal" not in flags)
     assert "classifier.weight" in changed
-    exported = load_file(copy / "out" / MODEL)["classifier.weight"]
-    assert torch.equal(edited["classifier.weight"], exported) == ("erase" not in flags)
+    # So few rows show nothing above noise, so that the head tells no difference.
+    kept = Edit.load(copy / "again" / "edit.safetensors")
+    assert (kept.erasure is None) == ("erase" in flags)
 
 
 def test_a_network_given_as_folder_leaves_its_result_beside_it(copy, monkeypatch):

@@ -53,6 +53,13 @@ def owner(tiny, tmp_path):
     shutil.copytree(tiny, folder)
     with (folder / "val.csv").open() as file:
         rows = list(csv.DictReader(file))
+    # Some rows that any network takes for another class.
+    for row in rows[::9]:
+        row["target"] = {"cat": "dog", "dog": "cat"}[row["target"]]
+    with (folder / "val.csv").open("w") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     parts = ("fit", "select", "report")
     with (folder / "plain.csv").open("w") as file:
         file.write("path,target,split\n")

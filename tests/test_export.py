@@ -88,6 +88,8 @@ def test_round_trip(vit, tmp_path):
     assert again.preprocessing == subject.preprocessing
     assert again.architecture == subject.architecture
     logits = load_file(out / "report_logits.safetensors")["logits"]
+    # As others load it: with another layout the last bits may differ, by processor.
+    again.net.to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         assert torch.equal(again.forward(x[:64])[1], logits)
     twice = Edit.load(out / "edit.safetensors")
