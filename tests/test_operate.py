@@ -167,7 +167,9 @@ def cifar_with_borders(data: Path, folder: Path, per_class: int) -> Path:
     rng = np.random.default_rng(0)
     lines = ["path,target,bias"]
     with tarfile.open(data / "data" / "cifar10-jpg" / "test.tar.gz") as archive:
-        archive.extractall(folder / "raw", filter="data")
+        # As an attribute: Python 3.11.3 and older know no such argument.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder / "raw")
     for target, name in enumerate(CIFAR):
         for i, path in enumerate(sorted((folder / "raw" / "test" / name).iterdir())[:per_class]):
             pixels = np.asarray(Image.open(path)).copy()
