@@ -131,17 +131,7 @@ def compare(
     if chosen != VANILLA:
         edit, history = folder.edit(chosen), found[chosen]["history"]
         report = _report(subject, data, methods[chosen], edit, history, comparison)
-        path = export(
-            subject,
-            edit,
-            out / _SHIP,
-            images=data.report.batch(torch.arange(min(PROBE_ROWS, len(data.report)))),
-            report=report,
-            provenance=Provenance(
-                command="surgeon compare", config=report.config, seed=measures.seed
-            ),
-            force=True,
-        )
+        path = _ship(subject, data, edit, out / _SHIP, report, measures.seed)
         comparison = replace(comparison, folder=path)
     folder.finish(comparison.to_json())
     return comparison
@@ -255,4 +245,17 @@ def _report(
         history=history,
         seconds=own.seconds,
         notes=(*subject.notes, *data.labels.notes, f"chosen among others: {comparison.why}"),
+    )
+
+
+def _ship(subject: Subject, data: Data, edit: Edit, out: Path, report: Report, seed: int) -> Path:
+    """Export the chosen operation with the report of all."""
+    return export(
+        subject,
+        edit,
+        out,
+        images=data.report.batch(torch.arange(min(PROBE_ROWS, len(data.report)))),
+        report=report,
+        provenance=Provenance(command="surgeon compare", config=report.config, seed=seed),
+        force=True,
     )

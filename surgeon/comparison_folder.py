@@ -14,7 +14,7 @@ from surgeon.checkpoint import file_sha256
 from surgeon.data import Data
 from surgeon.edit import Edit
 from surgeon.errors import ArtefactError
-from surgeon.export import base_record, environment, write_json
+from surgeon.export import as_json, base_record, environment, write_json
 from surgeon.measure import Measures
 from surgeon.methods import Method
 from surgeon.operate import config_of
@@ -116,7 +116,7 @@ def stamp_of(subject: Subject, data: Data, measures: Measures) -> dict[str, Any]
         how["train_counts"] = measures.train_counts.tolist()
     preprocessing = subject.preprocessing.to_config()
     base = {**base_record(subject), "preprocessing": preprocessing}
-    return _plain(
+    return as_json(
         {
             "version": VERSION,
             "base": base,
@@ -133,17 +133,12 @@ def settings_of(method: Method | None) -> dict[str, Any]:
         return {"config": {"method": "vanilla"}, "like": None}
     like: Edit | None = getattr(method, "like", None)
     if like is None:
-        return _plain({"config": config_of(method), "like": None})
+        return as_json({"config": config_of(method), "like": None})
     digest = hashlib.sha256()
     kept = {**like.masks, **{name: unit.keep for name, unit in like.units.items()}}
     for name, keep in sorted(kept.items()):
         digest.update(name.encode() + keep.contiguous().numpy().tobytes())
-    return _plain({"config": config_of(method), "like": digest.hexdigest()})
-
-
-def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document as it reads back from JSON."""
-    return json.loads(json.dumps(document))
+    return as_json({"config": config_of(method), "like": digest.hexdigest()})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -83,14 +83,8 @@ def fit_and_measure(bench: Bench, task: Task) -> dict[str, Any]:
         "select_loss": _loss(ruler, edits[0]) if one else None,
         "history": [dict(record) for record in history],
         "edit_sha256": _kept(bench, task, edits[0]) if task.method else None,
-        "aligned_by": aligned_by(ruler),
+        "aligned_by": ruler.aligned_by,
     }
-
-
-def aligned_by(ruler: Ruler) -> dict[str, str]:
-    """Say for each bias column who decided which target its values pull toward."""
-    columns = ruler.data.report.groups.columns
-    return dict(zip(columns, ruler.alignment.source, strict=True))
 
 
 def correct_rows(document: Mapping[str, Any], row: int) -> Tensor | None:

@@ -184,6 +184,11 @@ def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def as_json(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document as it reads back from its JSON file; NaN is a bug and raises."""
+    return json.loads(json.dumps(document, allow_nan=False))
+
+
 def _write_report(folder: Path, report: Report) -> None:
     write_json(folder / "report.json", report.to_json())
     if report.sweep:

@@ -59,6 +59,11 @@ class Ruler:
         )
 
     @property
+    def aligned_by(self) -> dict[str, str]:
+        """Bias column to who decided which target its values pull toward."""
+        return dict(zip(self.data.report.groups.columns, self.alignment.source, strict=True))
+
+    @property
     def complete(self) -> bool:
         """Whether the head has the additive term that last-layer retraining and erasure move."""
         return self.subject.head.bias is not None

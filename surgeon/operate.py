@@ -86,7 +86,7 @@ def operate(
         min_group=measures.min_group,
         gap_intervals=found.vanilla.gap_intervals,
         leaks=found.vanilla.logit_leaks,
-        aligned_by=dict(zip(data.report.groups.columns, ruler.alignment.source, strict=True)),
+        aligned_by=ruler.aligned_by,
         seed=measures.seed,
     )
     remarks = _remarks(fitted, data, found, verdict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -31,6 +30,7 @@ from surgeon.benchmarks.vanilla import cached, fingerprint
 from surgeon.checkpoint import file_sha256
 from surgeon.data import Data, read_data
 from surgeon.errors import ArtefactError, OptionError
+from surgeon.export import as_json
 from surgeon.measure import Measures
 from surgeon.methods import DFR, FFW, METHODS, VCBA, ClusterFix, Leace, Method
 from surgeon.methods.base import Progress
@@ -116,7 +116,7 @@ def run(
     results = []
     for name, method in capped.items():
         path = result_path(out, setting, name, epochs)
-        stamp = {"operation": name, "config": _plain(config_of(method)), **made.common}
+        stamp = {"operation": name, "config": as_json(config_of(method)), **made.common}
         known = read_result(path) if path.is_file() else {}
         enough = brief or not known.get("brief")
         if enough and all(known.get(key) == value for key, value in stamp.items()):
@@ -130,7 +130,7 @@ def run(
             )
             found["seconds"] = {**made.seconds, **found["seconds"]}
             facts = {"brief": brief, "guess": loaded.guess}
-            known = _plain({**stamp, **found, **{k: v for k, v in facts.items() if v}})
+            known = as_json({**stamp, **found, **{k: v for k, v in facts.items() if v}})
             write_result(path, known)
         results.append(known)
     return results
@@ -217,7 +217,7 @@ def _make(
         "data_sha256": content,
     }
     seconds = {"data": data_seconds, "vanilla": float(marker["vanilla_seconds"])}
-    return _Made(folder, bench, _plain(common), seconds)
+    return _Made(folder, bench, as_json(common), seconds)
 
 
 def _sha256(path: Path) -> str:
@@ -255,11 +255,6 @@ def _load(made: _Made, setting: Setting, device: str) -> _Loaded:
     if setting.discovery is None:
         return _Loaded(subject, data, None)
     return _Loaded(subject, *guessed(subject, data, setting.discovery, seed=setting.seed))
-
-
-def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document as it reads back from JSON."""
-    return json.loads(json.dumps(document, allow_nan=False))
 
 
 def _measures(setting: Setting, epochs: int | None, brief: bool) -> Measures:
