@@ -1,4 +1,4 @@
-"""Reading published files: MNIST, CIFAR-10, CelebA, Waterbirds, and what may be wrong with them."""
+"""Reading published files: MNIST, CIFAR-10, and what may be wrong with them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgeon.benchmarks import published_layouts
-from surgeon.benchmarks.published_layouts import read_celeba, read_waterbirds, write_label_csv
 from surgeon.benchmarks.sources import CIFAR_NAMES, cifar10, mnist
-from surgeon.errors import ArtefactError, LabelError
-from surgeon.labels import read_labels
+from surgeon.errors import LabelError
 
 
 @pytest.fixture
@@ -162,127 +159,6 @@ def test_damaged_original_files_are_not_replaced_by_the_copy(jpegs, root):
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({}))
     with pytest.raises(LabelError, match=r"cifar-10-batches-py: .*unpack"):
         cifar10("test")
-
-
-# CelebA and Waterbirds.
-
-
-def write_celeba(root, attributes=None, partition=None):
-    (root / "img_align_celeba").mkdir(exist_ok=True)
-    lines = ["3", "Bald Blond_Hair Male ", "000001.jpg -1  1 -1", "000002.jpg -1 -1  1"]
-    lines += ["000003.jpg  1 -1 -1"]
-    for line in lines[2:]:
-        level = int(line[:6])
-        (root / "img_align_celeba" / line.split()[0]).write_bytes(jpeg(40 * level))
-    (root / "list_attr_celeba.txt").write_text("\n".join(attributes or lines) + "\n")
-    partition = partition or ["000001.jpg 0", "000002.jpg 1", "000003.jpg 2"]
-    (root / "list_eval_partition.txt").write_text("\n".join(partition))
-    return lines
-
-
-def test_celeba_becomes_a_label_file(tmp_path):
-    write_celeba(tmp_path)
-    found = read_celeba(tmp_path)
-    assert [tuple(row) for row in found.rows] == [
-        ("img_align_celeba/000001.jpg", "blond", "female", "train"),
-        ("img_align_celeba/000002.jpg", "not blond", "male", "val"),
-        ("img_align_celeba/000003.jpg", "not blond", "female", "test"),
-    ]
-    assert "found 3 rows, the full set has 202599" in found.notes[0]
-    write_label_csv(found.rows, tmp_path / "labels.csv")
-    labels = read_labels(tmp_path / "labels.csv", num_classes=2, label_names=("not blond", "blond"))
-    assert labels.split == ("fit", "select", "report")
-    assert labels.groups.target.tolist() == [1, 0, 0]
-    assert labels.groups.value_names == (("female", "male"),)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ((0, "4"), "line 1 announces 4 images, found 3"),
-        ((0, "three"), "found no count"),
-        ((1, "Bald Blond Male"), "no Blond_Hair in line 2"),
-        ((2, "000001.jpg -1 1"), "line 3: 3 fields"),
-        ((2, "000001.jpg -1 0 -1"), "another attribute than 1 and -1"),
-        ((2, "../x.jpg -1 1 -1"), r"'../x.jpg', expected the name of an image"),
-        ((2, "000003.jpg -1 1 -1"), "line 5: '000003.jpg', expected the name of an image not"),
-        ((2, "000009.jpg -1 1 -1"), "has no split in list_eval"),
-    ],
-)
-def test_broken_attributes_are_listed(tmp_path, change, message):
-    lines = write_celeba(tmp_path)
-    lines[change[0]] = change[1]
-    write_celeba(tmp_path, attributes=lines)
-    with pytest.raises(LabelError, match=message):
-        read_celeba(tmp_path)
-
-
-def test_missing_or_broken_celeba_files(tmp_path):
-    with pytest.raises(LabelError, match="img_align_celeba: no such folder"):
-        read_celeba(tmp_path)
-    write_celeba(tmp_path, partition=["000001.jpg 3"])
-    with pytest.raises(LabelError, match=r"line 1: '000001.jpg 3', expected"):
-        read_celeba(tmp_path)
-    (tmp_path / "list_eval_partition.txt").unlink()
-    with pytest.raises(LabelError, match=r"list_eval_partition.txt: cannot be read"):
-        read_celeba(tmp_path)
-    for content, message in ((b"", "is empty"), (b"\xff\xfe", "is not text")):
-        (tmp_path / "list_attr_celeba.txt").write_bytes(content)
-        with pytest.raises(LabelError, match=message):
-            read_celeba(tmp_path)
-
-
-HEADER = "img_id,img_filename,y,split,place,place_filename"
-
-
-def write_waterbirds(root, rows):
-    lines = [HEADER, *(f"{i},{row},x.jpg" for i, row in enumerate(rows))]
-    (root / "metadata.csv").write_text("\n".join(lines) + "\n")
-
-
-def test_waterbirds_are_read_and_counted(tmp_path):
-    write_waterbirds(tmp_path, ["a/1.jpg,0,0,1", "a/2.jpg,1,2,0"])
-    found = read_waterbirds(tmp_path)
-    assert [tuple(row) for row in found.rows] == [
-        ("a/1.jpg", "landbird", "water", "train"),
-        ("a/2.jpg", "waterbird", "land", "test"),
-    ]
-    assert "full set has 11788; published group counts not checked" in found.notes[0]
-    whole = [
-        f"{split}-{group}-{i}.jpg,{group // 2},{split},{group % 2}"
-        for split, counts in enumerate(published_layouts._WATERBIRDS.values())
-        for group, count in enumerate(counts)
-        for i in range(count)
-    ]
-    write_waterbirds(tmp_path, whole)
-    assert read_waterbirds(tmp_path).notes == ()
-    write_waterbirds(tmp_path, [*whole[:-1], "other.jpg,0,2,0"])
-    with pytest.raises(LabelError, match="2 groups differ") as caught:
-        read_waterbirds(tmp_path)
-    assert "test, landbird, land: found 2256, expected 2255" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("a.jpg,2,0,0", "row 3: y '2', expected 0 or 1"),
-        ("a.jpg,0,0,x", "row 3: place 'x'"),
-        ("a.jpg,0,5,0", "row 3: split '5', expected 0 or 1 or 2"),
-        ("/etc/a.jpg,0,0,0", "path '/etc/a.jpg' leaves"),
-        ("b.jpg,0,0,0", "image 'b.jpg' stands in an earlier row too"),
-        (",0,0,0", "column 'img_filename' is blank"),
-        ("a.jpg,0,0", "5 fields, expected 6"),
-    ],
-)
-def test_broken_metadata_are_listed(tmp_path, row, message):
-    write_waterbirds(tmp_path, ["b.jpg,0,0,0", row])
-    with pytest.raises(LabelError, match=message):
-        read_waterbirds(tmp_path)
-
-
-def test_a_label_file_that_cannot_be_written(tmp_path):
-    with pytest.raises(ArtefactError, match="cannot be written"):
-        write_label_csv([], tmp_path / "no" / "folder.csv")
 
 
 @pytest.mark.skipif(

@@ -129,6 +129,36 @@ def table(
     _show(whole, as_json)
 
 
+@bench.command()
+@reports_errors
+def labels(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="celeba, celeba-makeup, waterbirds, waterbirds-place, or imdb-A-B: A, eb1 or eb2, "
+            "to train on, B, eb1, eb2 or test, to report on.",
+            show_default=False,
+        ),
+    ],
+    root: Annotated[
+        Path, typer.Argument(help="Folder of the data set as published.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="The file; default: ROOT/NAME.csv.")] = None,
+) -> None:
+    """Write the labels of a published data set as the file that every other command reads."""
+    from surgeon import OptionError
+    from surgeon.benchmarks.layouts import LAYOUTS, write_label_csv
+
+    if name not in LAYOUTS:
+        raise OptionError(f"name: found '{name}', expected one of {', '.join(LAYOUTS)}")
+    found, progress = LAYOUTS[name](root), Progress(quiet=False)
+    for note in found.notes:
+        progress.stage(f"note: {note}")
+    path = out or root / f"{name}.csv"
+    write_label_csv(found.rows, path)
+    print(path)
+
+
 def _command(name: str, own_rho: float | None) -> Callable[..., None]:
     """Return the command that runs one benchmark."""
 
