@@ -98,24 +98,54 @@ class Rows:
         order = torch.cat(drawn)
         return order[torch.randperm(len(order), generator=generator)]
 
+    def weighted_order(self, generator: torch.Generator, weights: Tensor) -> Tensor:
+        """Draw the order of rows for one epoch, each as often as it weighs.
+
+        Args:
+            generator: on the CPU.
+            weights: `[n]`, none negative; only their proportions count.
+
+        Returns:
+            `[n]` int64 positions, shuffled; a row of weight w, mean 1, stands there w times,
+            rounded up or down by chance (systematic sampling).
+        """
+        assert len(weights) == len(self)
+        ends = weights.double().cumsum(0) * (len(self) / weights.double().sum())
+        start = torch.rand((), generator=generator, dtype=torch.float64)
+        passed = (ends + start).floor().long()
+        passed[-1] = len(self)  # whatever the rounding
+        order = torch.arange(len(self)).repeat_interleave(passed.diff(prepend=passed.new_zeros(1)))
+        return order[torch.randperm(len(order), generator=generator)]
+
     def epoch(
         self, size: int, generator: torch.Generator, balance: str = "groups"
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through one epoch in a drawn order.
 
-        No batch has a single row, which BatchNorm could not normalise, unless there is only one.
-
         Args:
-            size: rows per batch; batches differ by one row at most.
+            size: rows per batch, as for `in_batches`.
             generator: on the CPU.
             balance: as for `balanced_order`.
 
         Yields:
             Positions `[m]` and images `[m, 3, H, W]`.
         """
+        yield from self.in_batches(self.balanced_order(generator, balance), size)
+
+    def in_batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through rows in an order.
+
+        No batch has a single row, which BatchNorm could not normalise, unless there is only one.
+
+        Args:
+            order: `[n]` int64 positions.
+            size: rows per batch; batches differ by one row at most.
+
+        Yields:
+            Positions `[m]` and images `[m, 3, H, W]`.
+        """
         assert size >= 1
-        order = self.balanced_order(generator, balance)
-        num_batches = max(1, min(-(-len(self) // size), len(self) // 2))
+        num_batches = max(1, min(-(-len(order) // size), len(order) // 2))
         for rows in order.tensor_split(num_batches):
             yield rows, self.batch(rows)
 

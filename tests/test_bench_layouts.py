@@ -233,7 +233,7 @@ def test_face_labels_run_no_code(tmp_path):
 
 def test_a_label_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ArtefactError, match="labels.csv"):
+    with pytest.raises(ArtefactError, match=r"labels.csv"):
         write_label_csv([], tmp_path / "file" / "labels.csv")
 
 

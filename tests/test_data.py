@@ -141,6 +141,18 @@ def test_order_follows_the_generator():
         rows.balanced_order(torch.Generator(), "classes")
 
 
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=60), st.integers(0, 99))
+def test_rows_come_as_often_as_they_weigh(weights, seed):
+    weights[0] += 0.1
+    order = part([0] * len(weights)).weighted_order(
+        torch.Generator().manual_seed(seed), torch.tensor(weights)
+    )
+    assert len(order) == len(weights)
+    times, mean = Counter(order.tolist()), sum(weights) / len(weights)
+    for row, weight in enumerate(weights):
+        assert abs(times[row] - weight / mean) < 1 + 1e-4
+
+
 @given(st.integers(1, 40), st.integers(1, 12))
 def test_batches_are_even_and_an_epoch_has_no_single_row(n, size):
     rows = part([row % 2 for row in range(n)])

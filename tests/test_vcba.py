@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 import surgeon
 from surgeon.bias_head import BiasHead
 from surgeon.data import Rows, extract
+from surgeon.dependence import hsic, scatter, within_classes
 from surgeon.errors import LabelError, OptionError
-from surgeon.methods import VCBA, Finetune, vcba
+from surgeon.methods import VCBA, Finetune
+from surgeon.methods.base import device_changes
 from surgeon.methods.training import Regime
 from surgeon.methods.vcba import _pulls, _Reader, row_weights
 from surgeon.mutual_information import mutual_information
@@ -55,7 +57,8 @@ def reading(toy, lopsided):
     misaligned = groups.biases[:, 0] != groups.target
 
     def make(batch_size):
-        reader = _Reader(features, groups, 0, misaligned, Regime(batch_size=batch_size))
+        ones = torch.ones(len(groups))
+        reader = _Reader(features, groups, 0, misaligned, ones, Regime(batch_size=batch_size))
         generator = torch.Generator().manual_seed(0)
         reader.head.weight += 0.5 * torch.randn(reader.head.weight.shape, generator=generator)
         reader.head.step = lambda *_: None
@@ -116,7 +119,8 @@ def test_head_and_network_learn_nothing_from_each_other(toy, lopsided, pass_of):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BiasHead, "__init__", remember)
-        loss, figures = VCBA().new_objective(toy.subject, lopsided).loss(seen)
+        method = VCBA(information="misaligned")
+        loss, figures = method.new_objective(toy.subject, lopsided).loss(seen)
     (head,) = heads
     # The head took its own step and no other, to the bit; the network none yet.
     assert torch.equal(head.weight, twin.weight)
@@ -134,15 +138,19 @@ def test_head_and_network_learn_nothing_from_each_other(toy, lopsided, pass_of):
 def test_ablations_read_other_rows_or_none(toy, lopsided, pass_of):
     rows = torch.arange(0, len(lopsided.fit), 2)
     told = {}
-    for kind in ("misaligned", "all", "none"):
+    for kind, weight in (("within", 0.5), ("misaligned", 2), ("all", 2), ("none", 0)):
         seen, _ = pass_of(replace(toy, data=lopsided), rows)
         loss, figures = VCBA(information=kind).new_objective(toy.subject, lopsided).loss(seen)
-        weight = 0 if kind == "none" else 2
         bias_term, task = float(figures["bias_term"]), float(figures["task_loss"])
         assert float(loss.detach()) == pytest.approx(task + weight * bias_term, rel=1e-5)
         told[kind] = bias_term
     assert told["none"] == told["misaligned"] != told["all"]
-    with pytest.raises(OptionError, match="--information: found 'some', expected misaligned or"):
+    # Within classes, as the search has it: dependence there, and what varies there at all.
+    features, fit = seen.features.detach(), lopsided.fit.groups
+    target, bias = fit.target[rows], fit.biases[rows, 0]
+    expected = hsic(within_classes(features, target, 2), bias) + scatter(features, target, 2)
+    assert told["within"] == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(OptionError, match="--information: found 'some', expected within or mis"):
         VCBA(information="some")  # pyright: ignore[reportArgumentType]
 
 
@@ -153,15 +161,31 @@ def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group)
     assert worst_group(toy, weighed) > worst_group(toy, plain) + 0.1
 
 
-def test_the_information_is_removed(toy, lopsided, monkeypatch):
-    told = []
-    for strength in (0.0, 8.0):
-        monkeypatch.setattr(vcba, "_LAMBDA", strength)
-        records = []
-        VCBA(epochs=4, lr=1e-4).fit(toy.subject, lopsided, progress=records.append)
-        told.append(max(record["bias_term"] for record in records))
-    assert told[0] > 0.2
-    assert told[1] < 0.3 * told[0]
+def test_what_is_told_within_classes_is_removed(toy, lopsided):
+    told = {}
+    for kind in ("within", "none"):
+        edit = VCBA(information=kind, epochs=4).fit(toy.subject, lopsided)
+        changes = device_changes(toy.subject, edit)
+        features = extract(toy.subject, lopsided.report, overrides=changes).features
+        groups = lopsided.report.groups
+        told[kind] = hsic(within_classes(features, groups.target, 2), groups.biases[:, 0])
+    assert float(told["within"]) < 0.5 * float(told["none"])
+
+
+def test_rows_are_drawn_as_they_weigh_and_in_the_paper_weigh_as_drawn(toy, lopsided, pass_of):
+    rows = torch.arange(0, len(lopsided.fit), 2)
+    seen, _ = pass_of(replace(toy, data=lopsided), rows)
+    groups = lopsided.fit.groups
+    aligned = groups.biases[:, 0] == groups.target
+    weights = row_weights(groups, aligned[:, None], "val.csv")
+    each = cross_entropy(seen.logits, groups.target[rows], reduction="none").detach()
+    drawn = VCBA().new_objective(toy.subject, lopsided)
+    torch.testing.assert_close(drawn.draws, weights)
+    torch.testing.assert_close(drawn.loss(seen)[1]["task_loss"], each.mean())
+    weighed = VCBA(recipe="paper").new_objective(toy.subject, lopsided)
+    assert weighed.draws is None
+    expected = (weights[rows] * each).mean()
+    torch.testing.assert_close(weighed.loss(seen)[1]["task_loss"], expected)
 
 
 def test_where_the_network_says_nothing_the_rows_do(toy, lopsided):

@@ -57,7 +57,8 @@ _Operation = Annotated[
     list[str],
     typer.Option(
         help="ffw brings all baselines along; ffw-structured, ffw-refit, ffw-paper, dfr-paper, "
-        "vcba-paper, vcba-weights, vcba-all, clusterfix-bpa, or any other method; repeatable."
+        "vcba-paper, vcba-misaligned, vcba-weights, vcba-all, clusterfix-bpa, or any other method; "
+        "repeatable."
     ),
 ]
 _Epochs = Annotated[

@@ -53,6 +53,7 @@ OPERATIONS: dict[str, Callable[[int], Method]] = {
     "dfr-paper": lambda seed: DFR(recipe="paper", seed=seed),
     # BPA's weights: the loss of the target alone.
     "clusterfix-bpa": lambda seed: ClusterFix(gamma=0.0, seed=seed),
+    "vcba-misaligned": lambda seed: VCBA(information="misaligned", seed=seed),
     "vcba-weights": lambda seed: VCBA(information="none", seed=seed),
     "vcba-all": lambda seed: VCBA(information="all", seed=seed),
     "vcba-paper": lambda seed: VCBA(recipe="paper", from_scratch=True, seed=seed),

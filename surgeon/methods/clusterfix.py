@@ -43,7 +43,13 @@ class ClusterFix(Training):
     name: ClassVar[str] = "clusterfix"
     default: ClassVar[Regime] = Regime(balance="none")
     paper: ClassVar[Regime | None] = Regime(
-        lr=1e-4, weight_decay=1e-2, epochs=100, batch_size=256, balance="none", augment=False
+        lr=1e-4,
+        weight_decay=1e-2,
+        epochs=100,
+        batch_size=256,
+        epoch_rows=None,
+        balance="none",
+        augment=False,
     )
 
     clusters: int = 8

@@ -58,6 +58,8 @@ class Objective:
     loss: Loss
     data: Data
     """The rows, with the groups that drawing and choosing may know."""
+    draws: Tensor | None = None
+    """`[N]`, how often each fit row is drawn, in proportion; None: as the regime balances."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ class Regime:
     """Shares of the training after which the step falls to a tenth; None: along a half cosine."""
     epochs: int = 80
     batch_size: int = 50
+    epoch_rows: int | None = 5000
+    """Rows of an epoch at most, drawn anew for each; None: all."""
     balance: Balance = "groups"
     augment: bool = True
     """Mirror and shift rows where the given network does not mind, as in the mask search."""
@@ -138,17 +142,19 @@ class Training(Method):
         regime, objective = self.settings(), self.new_objective(subject, data)
         data = objective.data
         start = _untrained(subject, self.seed) if self.from_scratch else subject
-        run = _Run(start, data, regime, self.seed)
+        run = _Run(start, data, regime, self.seed, objective.draws)
         optimiser, schedule = regime.new_optimiser(run.weights)
         best, kept, began = -1.0, {}, time.perf_counter()
         for epoch in range(1, regime.epochs + 1):
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=subject.device))
+            seen_rows = 0
             with batch_statistics(start) as buffers:
                 for seen in run.passes(epoch, buffers):
                     loss, figures = objective.loss(seen)
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
+                    seen_rows += len(seen.rows)
                     for name, value in {"task_loss": loss.detach(), **figures}.items():
                         sums[name] += value * len(seen.rows)
             schedule.step()
@@ -164,7 +170,7 @@ class Training(Method):
                         "epoch": epoch,
                         "epochs": regime.epochs,
                         "augmentation": str(run.augmentation),
-                        **{name: float(total) / len(data.fit) for name, total in sums.items()},
+                        **{name: float(total) / seen_rows for name, total in sums.items()},
                         "select_balanced_accuracy": accuracy,
                         "seconds_left": each * (regime.epochs - epoch),
                     }
@@ -188,8 +194,10 @@ def _untrained(subject: Subject, seed: int) -> Subject:
 class _Run:
     """One training: copies of the weights, and the batches that pass through them."""
 
-    def __init__(self, subject: Subject, data: Data, regime: Regime, seed: int) -> None:
-        self.subject, self.data, self.regime = subject, data, regime
+    def __init__(
+        self, subject: Subject, data: Data, regime: Regime, seed: int, draws: Tensor | None
+    ) -> None:
+        self.subject, self.data, self.regime, self.draws = subject, data, regime, draws
         self.weights = {
             name: value.detach().clone().requires_grad_()
             for name, value in subject.net.named_parameters()
@@ -199,13 +207,19 @@ class _Run:
 
     def passes(self, epoch: int, buffers: Mapping[str, Tensor]) -> Iterator[Pass]:
         """Go through one epoch, counted from 1."""
-        regime, rows_left = self.regime, len(self.data.fit)
-        for rows, x in self.data.fit.epoch(regime.batch_size, self.generator, regime.balance):
+        regime, fit = self.regime, self.data.fit
+        if self.draws is None:
+            order = fit.balanced_order(self.generator, regime.balance)
+        else:
+            order = fit.weighted_order(self.generator, self.draws)
+        order = order[: regime.epoch_rows]
+        done = 0
+        for rows, x in fit.in_batches(order, regime.batch_size):
             x = self.augmentation(x, self.generator)
             features, logits = self.subject.forward(x, {**self.weights, **buffers})
-            passed = (epoch - rows_left / len(self.data.fit)) / regime.epochs
+            passed = (epoch - 1 + done / len(order)) / regime.epochs
             yield Pass(rows, features, logits, self._head, passed)
-            rows_left -= len(rows)
+            done += len(rows)
 
     def _head(self, features: Tensor) -> Tensor:
         name = self.subject.head_name
