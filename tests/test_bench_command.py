@@ -110,7 +110,7 @@ def test_every_benchmark_is_a_command():
     import typer
 
     group = typer.main.get_command(app).commands["bench"]
-    assert set(group.commands) == set(SETS) | {"step", "refit", "table"}
+    assert set(group.commands) == set(SETS) | {"labels", "step", "refit", "table"}
 
 
 @pytest.mark.parametrize(
