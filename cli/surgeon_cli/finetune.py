@@ -49,8 +49,8 @@ def finetune(
         str,
         typer.Option(
             help="finetune is plain; group-dro weighs groups, clusterfix its own clusters, by how "
-            "badly they fare; vcba weighs rows that go against the bias and removes its "
-            "information from them; gba trains against an adversary and drops features by its "
+            "badly they fare; vcba draws rows that go against the bias as often as the others "
+            "and lowers what is told of it within classes; gba trains against an adversary and drops features by its "
             "gradients (gba-n, gba-c: ablations; adversarial: none dropped); csad removes what "
             "pairs of images tell of the bias (csad-content, csad-struct: parts of it)."
         ),
