@@ -50,9 +50,10 @@ def finetune(
         typer.Option(
             help="finetune is plain; group-dro weighs groups, clusterfix its own clusters, by how "
             "badly they fare; vcba draws rows that go against the bias as often as the others "
-            "and lowers what is told of it within classes; gba trains against an adversary and drops features by its "
-            "gradients (gba-n, gba-c: ablations; adversarial: none dropped); csad removes what "
-            "pairs of images tell of the bias (csad-content, csad-struct: parts of it)."
+            "and lowers what is told of it within classes; gba trains against an adversary and "
+            "drops features by its gradients (gba-n, gba-c: ablations; adversarial: none "
+            "dropped); csad removes what pairs of images tell of the bias (csad-content, "
+            "csad-struct: parts of it)."
         ),
     ] = "finetune",
 ) -> None:
