@@ -13,10 +13,11 @@ from torch.nn.functional import cross_entropy, one_hot
 from surgeon.audit import decide_alignment
 from surgeon.bias_head import BiasHead
 from surgeon.data import Data, extract
-from surgeon.dependence import hsic, scatter, within_classes
+from surgeon.dependence import scatter, within_classes
 from surgeon.errors import LabelError
 from surgeon.groups import Groups
 from surgeon.methods.base import gather_biases
+from surgeon.methods.bias_term import Dependence
 from surgeon.methods.training import Objective, Pass, Regime, Training
 from surgeon.mutual_information import table_information
 from surgeon.options import check_choice
@@ -92,10 +93,11 @@ class VCBA(Training):
             [pulls[k][groups.biases[:, k]] == groups.target for k in groups.fitted], 1
         )
         weights = row_weights(groups, aligned, str(data.labels.csv))
-        counts = weights.to(device) if paper else torch.ones(len(groups), device=device)
+        ones = torch.ones_like(weights)
+        draws, counts = (ones, weights.to(device)) if paper else (weights, ones.to(device))
         targets = groups.target.to(device)
         kind = self.information or ("misaligned" if paper else "within")
-        told_by = self._told(kind, subject, data, outputs.features, aligned, weights)
+        told_by = self._told(kind, subject, data, outputs.features, aligned, draws)
         strength = {"within": _WITHIN, "none": 0.0}.get(kind, _LAMBDA)
 
         def loss(seen: Pass) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -113,7 +115,7 @@ class VCBA(Training):
         data: Data,
         features: Tensor,
         aligned: Tensor,
-        weights: Tensor,
+        draws: Tensor,
     ) -> Told:
         """Make what is lowered beside the cross-entropy, or for `none` only watched."""
         device = subject.device
@@ -123,13 +125,11 @@ class VCBA(Training):
             def within(seen: Pass) -> Tensor:
                 target = targets[seen.rows.to(device)]
                 inside = within_classes(seen.features, target, classes)
-                biases = gather_biases(data.fit, seen.rows, device)
-                told = torch.stack([hsic(inside, bias) for bias in biases]).mean()
+                told = Dependence()(inside, gather_biases(data.fit, seen.rows, device))
                 return told + scatter(seen.features, target, classes)
 
             return within
         counted = torch.ones_like(aligned) if kind == "all" else ~aligned
-        draws = torch.ones(len(weights)) if self.recipe == "paper" else weights
         readers = [
             _Reader(features.to(device), data.fit.groups, k, counted[:, k], draws, self.settings())
             for k in data.fit.groups.fitted
