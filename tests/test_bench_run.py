@@ -164,6 +164,17 @@ def test_a_brief_run_measures_less_and_is_not_taken_for_a_whole_one(tmp_path, fi
     assert fits == []
 
 
+def test_a_run_without_mlp_probes_is_not_taken_for_one_with_them(tmp_path, fits):
+    def read(*, mlp):
+        (result,) = run(SETTING, tmp_path, {"dfr": METHODS["dfr"]()}, mlp=mlp)
+        (bias,) = result["operations"][-1]["audit"]["biases"].values()
+        return bias["leakage"]["logits"]
+
+    assert read(mlp=False) == {"linear": 0.5, "mlp": None}
+    assert read(mlp=True) == {"linear": 0.5, "mlp": 0.5}
+    assert read(mlp=False) == {"linear": 0.5, "mlp": 0.5}
+
+
 @pytest.mark.parametrize("part", ["train", "report"])
 def test_a_result_of_other_rows_is_not_used_again(tmp_path, fits, monkeypatch, part):
     method = {"ffw-structured": operations()["ffw-structured"]}

@@ -68,6 +68,7 @@ _Brief = Annotated[
     bool,
     typer.Option("--brief", help="Of baselines and controls vanilla and dfr alone."),
 ]
+_Mlp = Annotated[bool, typer.Option(help="Run the MLP probes, most of the time of a run.")]
 _Out = Annotated[Path, typer.Option(help="Folder for networks, data and results.")]
 
 
@@ -176,6 +177,7 @@ def _command(name: str, own_rho: float | None) -> Callable[..., None]:
         operation: _Operation = ["ffw", "ffw-structured", "ffw-paper"],  # noqa: B006
         epochs: _Epochs = None,
         brief: _Brief = False,
+        mlp: _Mlp = True,
         device: opt.Device = "cpu",
         out: _Out = Path("bench"),
         as_json: opt.Json = False,
@@ -219,6 +221,7 @@ def _run(
                 device=options["device"],
                 epochs=options["epochs"],
                 brief=options["brief"],
+                mlp=options["mlp"],
                 progress=progress.epoch,
                 announce=progress.stage,
             )

@@ -79,6 +79,7 @@ def run(
     device: str = "cpu",
     epochs: int | None = None,
     brief: bool = False,
+    mlp: bool = True,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> list[dict[str, Any]]:
@@ -97,6 +98,8 @@ def run(
             trials; results say so and have names of their own.
         brief: Of baselines and controls measure the vanilla network and last-layer retraining
             alone; a result that holds more serves as well.
+        mlp: Run the MLP probes, which take most of the time; a result that holds them serves
+            without as well.
         progress: Takes one record per epoch.
         announce: Takes one line per stage.
 
@@ -119,18 +122,19 @@ def run(
         path = result_path(out, setting, name, epochs)
         stamp = {"operation": name, "config": as_json(config_of(method)), **made.common}
         known = read_result(path) if path.is_file() else {}
-        enough = brief or not known.get("brief")
+        less = {"brief": brief, "no_mlp": not mlp}
+        enough = all(asked or not known.get(key) for key, asked in less.items())
         if enough and all(known.get(key) == value for key, value in stamp.items()):
             say(f"{name}: {path} is used again, of commit {known['git'] or 'unknown'}")
         else:
             loaded = loaded or _load(made, setting, device)
             say(f"{name}: fitting and measuring")
-            measures = _measures(setting, epochs, brief)
+            measures = _measures(setting, epochs, brief, mlp)
             found = measured(
                 loaded.subject, loaded.data, made.bench, name, method, measures, progress, say
             )
             found["seconds"] = {**made.seconds, **found["seconds"]}
-            facts = {"brief": brief, "guess": loaded.guess}
+            facts = {**less, "guess": loaded.guess}
             known = as_json({**stamp, **found, **{k: v for k, v in facts.items() if v}})
             write_result(path, known)
         results.append(known)
@@ -258,10 +262,11 @@ def _load(made: _Made, setting: Setting, device: str) -> _Loaded:
     return _Loaded(subject, *guessed(subject, data, setting.discovery, seed=setting.seed))
 
 
-def _measures(setting: Setting, epochs: int | None, brief: bool) -> Measures:
+def _measures(setting: Setting, epochs: int | None, brief: bool, mlp: bool) -> Measures:
     return Measures(
         with_finetune=True,
         finetune_epochs=epochs,
+        mlp=mlp,
         mlp_every_row=True,
         brief=brief,
         seed=setting.seed,
