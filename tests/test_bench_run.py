@@ -282,7 +282,7 @@ def test_what_cannot_be_written_or_read_is_one_line(tmp_path):
 
 
 def test_capped_finetuning_and_probes_of_every_row_are_asked_for():
-    measures = runner._measures(SETTING, 3, False)
+    measures = runner._measures(SETTING, 3, brief=False, mlp=True)
     assert measures == Measures(
         with_finetune=True, finetune_epochs=3, mlp_every_row=True, seed=SETTING.seed
     )
