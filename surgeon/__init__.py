@@ -22,7 +22,7 @@ from surgeon.errors import (
     OptionError,
     SurgeonError,
 )
-from surgeon.export import PROBE_ROWS, Provenance, export
+from surgeon.export import PROBE_ROWS, Formats, Provenance, export
 from surgeon.inspection import inspect
 from surgeon.labels import read_labels
 from surgeon.measure import Measures, audit
@@ -47,6 +47,7 @@ __all__ = [
     "Discovery",
     "Edit",
     "Finetune",
+    "Formats",
     "IncompatibleError",
     "LabelError",
     "Leace",

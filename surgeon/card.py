@@ -20,22 +20,23 @@ _LIMITS = """## Limits
 """
 
 
-def model_card(subject: Subject, edit: Edit, report: Report | None) -> str:
+def model_card(subject: Subject, edit: Edit, report: Report | None, *, sliced: bool = False) -> str:
     """Render the card as Markdown with the hub's metadata header.
 
     Args:
         subject: The base.
         edit: What was carried out.
         report: The measurements; without them the card holds no figures.
+        sliced: Whether tensors are smaller than the base's.
     """
     parts = [
         _header(subject),
         f"# {subject.architecture.name}, edited by surgeon\n",
-        _deed(subject, edit),
+        _deed(subject, edit, sliced=sliced),
     ]
     if report is not None:
         parts += [_figures(report), _groups(report)]
-    return "\n".join([*parts, _loading(subject), _LIMITS])
+    return "\n".join([*parts, _loading(subject, sliced=sliced), _LIMITS])
 
 
 def _header(subject: Subject) -> str:
@@ -46,7 +47,7 @@ def _header(subject: Subject) -> str:
     return "\n".join([*lines, "---", ""])
 
 
-def _deed(subject: Subject, edit: Edit) -> str:
+def _deed(subject: Subject, edit: Edit, *, sliced: bool) -> str:
     named = {
         "masks": "a mask over single weights",
         "units": "a mask over whole units",
@@ -55,10 +56,16 @@ def _deed(subject: Subject, edit: Edit) -> str:
         "erasure": "a closed-form erasure folded into the head",
     }
     held = [text for part, text in named.items() if getattr(edit, part)]
+    shapes = (
+        "Units that are off were cut out, so tensors are smaller than the base's and the network "
+        "is loaded as below"
+        if sliced
+        else "Every tensor keeps its name and shape"
+    )
     return (
         f"Base: `{subject.architecture}`, sha256 `{subject.sha256}`. "
         f"Method `{edit.method}`: {', '.join(held) or 'no change'}. "
-        "Every tensor keeps its name and shape; `edit.safetensors` is the change alone.\n"
+        f"{shapes}; `edit.safetensors` is the change alone.\n"
     )
 
 
@@ -95,9 +102,16 @@ def _spread(row: Mapping[str, Any]) -> str:
     return f"{percent(row['accuracy'])} ({percent(row['low'])} to {percent(row['high'])})"
 
 
-def _loading(subject: Subject) -> str:
+def _loading(subject: Subject, *, sliced: bool) -> str:
     architecture = subject.architecture
-    if architecture.library == "timm":
+    if sliced:
+        own = architecture.library == "factory"
+        code = [
+            "# In this folder; needs timm or torchvision, and safetensors, but not surgeon.",
+            "from load_sliced import load",
+            f"net = load(net={architecture.name.rpartition(':')[2]}())" if own else "net = load()",
+        ]
+    elif architecture.library == "timm":
         code = [
             "import timm",
             'net = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()',

@@ -26,6 +26,8 @@ class Fold:
     parameter: str
     dim: int | None
     """Dimension the units run along; None for one gate per element."""
+    block: int = 1
+    """Neighbouring slices that one gate multiplies: a head of an attention has several."""
 
     def scale(self, tensor: Tensor, factor: Tensor) -> Tensor:
         """Multiply the slices of `tensor` by `factor`, `[U]` or of the tensor's own shape."""
@@ -33,7 +35,7 @@ class Fold:
             return tensor * factor
         shape = [1] * tensor.dim()
         shape[self.dim] = -1
-        return tensor * factor.reshape(shape)
+        return tensor * _repeated(factor, self.block).reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,19 @@ class UnitMask:
     """`[U]` bool, True keeps."""
     folds: tuple[Fold, ...]
     """Where a dropped unit is zeroed."""
+
+    def rows(self, n: int) -> Tensor:
+        """Return `[n]` bool, which of the module's weight rows are kept.
+
+        A unit of several rows has them side by side; a layer that makes queries, keys and values
+        has the rows of all heads one after the other for each of the three.
+        """
+        own = _repeated(self.keep, self.folds[0].block)
+        return own.repeat(n // len(own))
+
+
+def _repeated(x: Tensor, block: int) -> Tensor:
+    return x if block == 1 else x.repeat_interleave(block)
 
 
 def kept_weights(
@@ -63,7 +78,7 @@ def kept_weights(
     for module, unit in units.items():
         name = f"{module}.weight"
         shape = tensors[name].shape
-        rows = unit.keep.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+        rows = unit.rows(shape[0]).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
         kept[name] = rows & kept[name] if name in kept else rows
     return kept
 
@@ -183,7 +198,7 @@ class Edit:
             "parts": {
                 "head": self.head_name,
                 "units": {
-                    name: [[fold.parameter, fold.dim] for fold in unit.folds]
+                    name: [_fold_entry(fold) for fold in unit.folds]
                     for name, unit in self.units.items()
                 },
             },
@@ -216,6 +231,10 @@ class Edit:
         )
 
 
+def _fold_entry(fold: Fold) -> list[Any]:
+    return [fold.parameter, fold.dim, *([fold.block] if fold.block > 1 else [])]
+
+
 def _rebuild(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Edit:
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -229,7 +248,7 @@ def _rebuild(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Edit:
         head_name=record["parts"]["head"],
         masks={n: unpack(t, shapes[f"mask.{n}"]) for n, t in parts.get("mask", {}).items()},
         units={
-            n: UnitMask(unpack(t, shapes[f"unit.{n}"]), tuple(Fold(p, d) for p, d in folds[n]))
+            n: UnitMask(unpack(t, shapes[f"unit.{n}"]), tuple(Fold(*f) for f in folds[n]))
             for n, t in parts.get("unit", {}).items()
         },
         buffers=parts.get("buffer", {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,11 +16,13 @@ import timm
 import torch
 from torch import Tensor
 
+from surgeon import load_sliced
 from surgeon.card import model_card
 from surgeon.checkpoint import file_sha256, write_safetensors
 from surgeon.edit import Edit
-from surgeon.errors import ArtefactError
+from surgeon.errors import ArtefactError, OptionError
 from surgeon.record import Report
+from surgeon.slicing.cut import Cut, cut
 from surgeon.subject import Subject, load
 from surgeon.surgery import apply, prove
 from surgeon.whole import fresh_directory
@@ -27,6 +30,26 @@ from surgeon.whole import fresh_directory
 RECORD_VERSION = 1
 # Images whose logits travel with the export.
 PROBE_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """In which shapes an export writes the checkpoint."""
+
+    slice: bool = False
+    """Cut out what is switched off, so that the checkpoint is smaller."""
+    round_to: int = 1
+    """What the number of units of a sliced layer is a multiple of, as far as it goes."""
+    full: bool = False
+    """Write the checkpoint in its full shapes too, in the folder `full`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.round_to < 1:
+            raise OptionError(f"--round-to: found {self.round_to}, expected 1 or more")
+        if (self.full or self.round_to > 1) and not self.slice:
+            flag = "--full" if self.full else "--round-to"
+            raise OptionError(f"{flag}: changes nothing without --slice; pass that too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +71,7 @@ def export(
     images: Tensor | None = None,
     report: Report | None = None,
     provenance: Provenance | None = None,
+    formats: Formats | None = None,
     force: bool = False,
 ) -> Path:
     """Write a folder with the edited checkpoint, its config, the edit, the record and a card.
@@ -63,6 +87,7 @@ def export(
             as `report_logits.safetensors`. None proves it on seeded noise and keeps nothing.
         report: The measurements; adds `report.json`, `layers.csv`, `groups.csv`.
         provenance: Command, settings and seed.
+        formats: Whether the checkpoint is sliced, and what is written beside it.
         force: Replace an earlier result.
 
     Returns:
@@ -70,10 +95,16 @@ def export(
 
     Raises:
         ArtefactError: The folder exists or cannot be written, or the read-back differs.
+        IncompatibleError: The network cannot be sliced.
     """
-    out = Path(out)
+    out, formats = Path(out), formats or Formats()
     base = subject.to("cpu")
     folded = apply(base, edit)
+    made = None
+    if formats.slice:
+        off = {name: ~unit.rows(_width(base, name)) for name, unit in edit.units.items()}
+        made = cut(folded, off, round_to=formats.round_to)
+    shipped = made.subject if made else folded
     with fresh_directory(out, force=force) as folder:
         edit.save(folder / "edit.safetensors")
         edit_sha256 = file_sha256(folder / "edit.safetensors")
@@ -83,9 +114,7 @@ def export(
             "surgeon.edit_sha256": edit_sha256,
             "surgeon.method": edit.method,
         }
-        write_safetensors(folder / "model.safetensors", folded.tensors(), metadata)
-        write_json(folder / "config.json", export_config(subject))
-        _prove(base, edit, folded, folder, images)
+        _write_model(folder, shipped, metadata)
         record = {
             "version": RECORD_VERSION,
             "command": provenance.command if provenance else "",
@@ -96,14 +125,34 @@ def export(
             "seed": provenance.seed if provenance else None,
             "environment": environment(subject),
         }
+        if shipped.attributes:
+            record["slice"] = {"attributes": shipped.attributes, **(made.to_json() if made else {})}
+            shutil.copyfile(load_sliced.__file__, folder / "load_sliced.py")
         write_json(folder / "surgeon.json", record)
+        _prove(base, edit, shipped, folder, images)
+        if formats.full:
+            (folder / "full").mkdir()
+            _write_model(folder / "full", folded, metadata)
+            _prove(base, edit, folded, folder / "full", images)
         if report is not None:
-            _write_report(folder, report)
-        (folder / "README.md").write_text(model_card(subject, edit, report), encoding="utf-8")
+            _write_report(folder, report, made)
+        card = model_card(subject, edit, report, sliced=bool(shipped.attributes))
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
 
-def _prove(base: Subject, edit: Edit, folded: Subject, folder: Path, images: Tensor | None) -> None:
+def _width(subject: Subject, module: str) -> int:
+    return subject.tensors()[f"{module}.weight"].shape[0]
+
+
+def _write_model(folder: Path, subject: Subject, metadata: Mapping[str, str]) -> None:
+    write_safetensors(folder / "model.safetensors", subject.tensors(), metadata)
+    write_json(folder / "config.json", export_config(subject))
+
+
+def _prove(
+    base: Subject, edit: Edit, shipped: Subject, folder: Path, images: Tensor | None
+) -> None:
     architecture = base.architecture
     again = load(
         folder / "model.safetensors",
@@ -111,7 +160,7 @@ def _prove(base: Subject, edit: Edit, folded: Subject, folder: Path, images: Ten
         factory=architecture.name if architecture.library == "factory" else None,
         model_kwargs=architecture.model_args,
     )
-    if again.fingerprint() != folded.fingerprint():
+    if again.fingerprint() != shipped.fingerprint():
         raise ArtefactError(
             f"{folder.parent}: model.safetensors reads back with other values than were written; "
             "check the disk"
@@ -189,11 +238,13 @@ def as_json(document: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def _write_report(folder: Path, report: Report) -> None:
+def _write_report(folder: Path, report: Report, made: Cut | None) -> None:
     write_json(folder / "report.json", report.to_json())
     if report.sweep:
         write_json(folder / "sweep.json", [dict(record) for record in report.sweep])
     layers = [asdict(layer) for layer in report.layers]
+    if made:
+        layers = [{**layer, **made.layer(layer["name"], layer["units"])} for layer in layers]
     groups = [
         {"operation": operation.name, **_flat_group(row)}
         for operation in report.operations

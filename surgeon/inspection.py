@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgeon.gates import unit_sites, weight_sites
 from surgeon.groups import Labels
+from surgeon.sites import unit_sites, weight_sites
 from surgeon.subject import Subject
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from surgeon.architecture import (
 )
 from surgeon.checkpoint import Checkpoint, read_checkpoint
 from surgeon.errors import CheckpointError, IncompatibleError, OptionError
+from surgeon.load_sliced import shrink_
 from surgeon.preprocessing import Preprocessing
 
 
@@ -50,6 +52,8 @@ class Subject:
     amp_dtype: torch.dtype | None = None
     """Autocast type, None for full precision."""
     notes: tuple[str, ...] = ()
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of a sliced network: module name to what its code reads beside its tensors."""
 
     @property
     def head(self) -> nn.Linear:
@@ -245,7 +249,11 @@ def load(
         where=str(read.path),
     )
     net = freeze(architecture.build())
-    _fill(net, read, architecture)
+    attributes = _attributes(read.path)
+    if attributes:
+        _shrink(net, read, architecture, attributes)
+    else:
+        _fill(net, read, architecture)
     prepared = _preprocessing(
         own_preprocessing(architecture, net), read.config, preprocessing or {}
     )
@@ -263,7 +271,54 @@ def load(
         config=read.config,
         amp_dtype=amp_dtype,
         notes=(source, *read.notes),
+        attributes=attributes,
     )
+
+
+def _attributes(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what a sliced network's record says beside its tensors; empty for any other."""
+    record = path.parent / "surgeon.json"
+    if path.name != "model.safetensors" or not record.is_file():
+        return {}
+    try:
+        found = json.loads(record.read_text(encoding="utf-8")).get("slice", {})
+        return {
+            str(name): {str(key): value for key, value in values.items()}
+            for name, values in (found or {}).get("attributes", {}).items()
+        }
+    except (ValueError, OSError, AttributeError) as error:
+        raise CheckpointError(
+            f"{record}: cannot be read ({error}); export the sliced model again"
+        ) from error
+
+
+def _shrink(
+    net: nn.Module,
+    read: Checkpoint,
+    architecture: Architecture,
+    attributes: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Put a sliced checkpoint's tensors into a network of the full size."""
+    modules, own = dict(net.named_modules()), net.state_dict()
+    wrong = [f"missing {name}" for name in own if name not in read.tensors]
+    wrong += [
+        f"unexpected {name}"
+        for name in read.tensors
+        if name not in own and not hasattr(modules.get(name.removesuffix(".bias")), "bias")
+    ]
+    wrong += [
+        f"no whole number '{key}' in module '{name}'"
+        for name, values in attributes.items()
+        for key, value in values.items()
+        if type(value) is not int or type(getattr(modules.get(name), key, None)) is not int
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{read.path}: {len(wrong)} entries do not fit {architecture}, sliced; keep "
+            "surgeon.json and model.safetensors together, as they were exported",
+            wrong,
+        )
+    shrink_(net, read.tensors, attributes)
 
 
 def _fill(net: nn.Module, read: Checkpoint, architecture: Architecture) -> None:

@@ -63,7 +63,7 @@ def check_base(subject: Subject, edit: Edit) -> None:
             fold.parameter
             for fold in unit.folds
             if shapes.get(fold.parameter, ())[fold.dim or 0 : (fold.dim or 0) + 1]
-            != (len(unit.keep),)
+            != (len(unit.keep) * fold.block,)
         ]
     if wrong:
         raise IncompatibleError(

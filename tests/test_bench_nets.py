@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from surgeon.benchmarks import nets
-from surgeon.gates import unit_sites, weight_sites
+from surgeon.sites import unit_sites, weight_sites
 from surgeon.subject import load
 
 # timm name to parameters with ten classes, width of the head's input, side, mean of channel 1.

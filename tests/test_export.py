@@ -20,9 +20,10 @@ from surgeon.checkpoint import file_sha256, read_safetensors, write_safetensors
 from surgeon.edit import Edit
 from surgeon.errors import ArtefactError
 from surgeon.export import Provenance, export, export_config
-from surgeon.gates import Gates, unit_sites, weight_sites
+from surgeon.gates import Gates
 from surgeon.methods.base import new_edit
 from surgeon.preprocessing import open_image
+from surgeon.sites import unit_sites, weight_sites
 from surgeon.subject import load
 from surgeon.surgery import apply
 

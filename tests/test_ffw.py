@@ -12,7 +12,6 @@ from torch import nn
 
 from surgeon.data import extract
 from surgeon.dependence import hsic, scatter, within_classes
-from surgeon.gates import bottleneck_sites, weight_sites
 from surgeon.methods import DFR, FFW
 from surgeon.methods.base import (
     device_changes,
@@ -25,6 +24,7 @@ from surgeon.methods.refit import with_new_head
 from surgeon.methods.search import Search
 from surgeon.metrics import group_accuracies
 from surgeon.probes import Prober
+from surgeon.sites import bottleneck_sites, weight_sites
 from surgeon.surgery import apply, sparsity
 
 PROBER = Prober(seed=0)

@@ -6,8 +6,9 @@ from torch import nn
 
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.errors import IncompatibleError
-from surgeon.gates import Gates, bottleneck_sites, unit_sites, weight_sites
+from surgeon.gates import Gates
 from surgeon.methods.base import new_edit
+from surgeon.sites import bottleneck_sites, module_sites, unit_sites, weight_sites
 from surgeon.surgery import sparsity
 from tests.nets import NETS
 
@@ -35,12 +36,13 @@ def gates_of(subject, kind, *, hard, initial=0.0):
     sites = {
         "weights": lambda: weight_sites(subject),
         "units": lambda: unit_sites(subject),
-        "own": lambda: unit_sites(subject, own_output=True),
+        "modules": lambda: module_sites(subject),
+        "own": lambda: module_sites(subject, own_output=True),
     }[kind]()
     return Gates(subject, sites, initial=initial, hard=hard)
 
 
-@pytest.mark.parametrize("kind", ["weights", "units", "own"])
+@pytest.mark.parametrize("kind", ["weights", "units", "modules", "own"])
 @pytest.mark.parametrize("hard", [True, False])
 @torch.no_grad()
 def test_open_gates_change_nothing(subject, kind, hard):
@@ -106,7 +108,9 @@ def multiply(subject, sites, factors, x):
         where = site.folds[0].parameter.rpartition(".")[0]
         module = modules[where]
 
-        def scale(value, module=module, factor=factor):
+        each = factor.repeat_interleave(site.folds[0].block)
+
+        def scale(value, module=module, factor=each):
             wide = isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
             dim = -1 if wide or isinstance(module, nn.Linear) else 1
             shape = [1] * value.dim()
@@ -126,14 +130,14 @@ def multiply(subject, sites, factors, x):
 
 
 @pytest.mark.parametrize("name", [n for n in NETS if n != "attention"])
-@pytest.mark.parametrize("own_output", [False, True])
-def test_unit_gate_multiplies_where_it_should(name, own_output, pico):
+@pytest.mark.parametrize("kind", ["units", "modules", "own"])
+def test_unit_gate_multiplies_where_it_should(name, kind, pico):
     net, side, kwargs = NETS[name]
     subject = pico(net, side, **kwargs)
     x = images(subject)
     # An activation inside the normalisation module bends a soft gate, and keeps a zero.
     hard = name == "test_efficientnet"
-    gates = Gates(subject, unit_sites(subject, own_output=own_output), initial=0.0, hard=hard)
+    gates = gates_of(subject, kind, hard=hard)
     shake(gates)
     factors = [
         (logit >= 0).float() if hard else (2 * torch.sigmoid(logit)).clamp_max(1)
@@ -175,9 +179,9 @@ def test_unit_gate_sits_behind_the_normalisation(name, unit, parameters, pico):
     net, side, kwargs = NETS[name]
     subject = pico(net, side, **kwargs)
     parameters = parameters or [f"{unit[:-1]}3.weight"]
-    site = next(site for site in unit_sites(subject) if site.name == unit)
+    site = next(site for site in module_sites(subject) if site.name == unit)
     assert [fold.parameter for fold in site.folds] == parameters
-    own = next(site for site in unit_sites(subject, own_output=True) if site.name == unit)
+    own = next(site for site in module_sites(subject, own_output=True) if site.name == unit)
     assert own.folds[0].parameter == f"{unit}.weight"
     assert own.shape[0] == len(subject.tensors()[f"{unit}.weight"])
 
@@ -204,10 +208,10 @@ class Odd(nn.Module):
 
 def test_sites_of_an_odd_network(pico):
     subject = pico(Odd, 8)
-    found = {site.name: site.folds[0].parameter for site in unit_sites(subject)}
+    found = {site.name: site.folds[0].parameter for site in module_sites(subject)}
     # A unit before a normalisation without scale cannot be switched off there.
     assert found == {n: f"{n}.weight" for n in ("first", "second", "unused")}
-    assert "plain" in {site.name for site in unit_sites(subject, own_output=True)}
+    assert "plain" in {site.name for site in module_sites(subject, own_output=True)}
 
 
 def test_a_layer_never_called_keeps_all_its_weights(pico):

@@ -24,10 +24,11 @@ def test_document_counts_what_can_be_gated(pico):
         if n.endswith("weight") and p.dim() >= 2 and n != "head.fc.weight"
     )
     assert document["parameters"] == sum(p.numel() for p in subject.net.parameters())
-    conv = layers["stages.1.blocks.0.conv_dw"]
-    assert (conv["kind"], conv["weights"], conv["units"]) == ("Conv2d", 32 * 49, 32)
-    norm = "stages.1.blocks.0.norm"
-    assert conv["gated_at"] == [f"{norm}.weight", f"{norm}.bias"]
+    hidden = layers["stages.1.blocks.0.mlp.fc1"]
+    assert (hidden["kind"], hidden["weights"], hidden["units"]) == ("Linear", 32 * 128, 128)
+    assert hidden["gated_at"] == ["stages.1.blocks.0.mlp.fc2.weight"]
+    # Its units add into the channels of a residual connection.
+    assert layers["stages.1.blocks.0.mlp.fc2"]["units"] == 0
     assert "groups" not in document
 
 

@@ -9,7 +9,8 @@ from torch.nn.functional import linear
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.edit import Edit, Erasure
 from surgeon.errors import ArtefactError, IncompatibleError
-from surgeon.gates import Gates, unit_sites, weight_sites
+from surgeon.gates import Gates
+from surgeon.sites import module_sites, unit_sites, weight_sites
 from surgeon.surgery import apply, layer_rows, prove, sparsity
 from tests.nets import NETS
 
@@ -19,7 +20,7 @@ def edit_of(subject, kind, seed=0):
     if kind == "weights":
         sites = weight_sites(subject, gate_head=True)
     else:
-        sites = unit_sites(subject, own_output=kind == "own")
+        sites = module_sites(subject, own_output=True) if kind == "own" else unit_sites(subject)
     gates = Gates(subject, sites, initial=0.0, hard=True)
     with torch.no_grad():
         for logit in gates.logits:

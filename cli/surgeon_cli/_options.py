@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from surgeon import Data, Measures, Subject
+    from surgeon import Data, Formats, Measures, Subject
 
 Checkpoint = Annotated[
     Path,
@@ -60,6 +60,11 @@ AmpDtype = Annotated[str, typer.Option(help="bfloat16 or float16.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 WithFinetune = Annotated[bool, typer.Option(help="Add the row of plain fine-tuning.")]
+Slice = Annotated[bool, typer.Option("--slice", help="Cut units that are off out of the file.")]
+RoundTo = Annotated[int, typer.Option(help="Leave a multiple of this many units to a layer.")]
+Full = Annotated[
+    bool, typer.Option("--full", help="Beside the sliced file write one in full shapes.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to make; default: CHECKPOINT-debiased.")]
 Force = Annotated[bool, typer.Option(help="Replace an earlier result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -168,6 +173,21 @@ class OutputFlags:
     force: Force = False
     as_json: Json = False
     quiet: Quiet = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatFlags:
+    """In which shapes the checkpoint is written."""
+
+    slice: Slice = False
+    round_to: RoundTo = 1
+    full: Full = False
+
+    def read(self) -> Formats:
+        """Return them as the library takes them."""
+        import surgeon
+
+        return surgeon.Formats(slice=self.slice, round_to=self.round_to, full=self.full)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from surgeon_cli import _options as opt
 from surgeon_cli._console import Progress, print_json, result_console
 
 if TYPE_CHECKING:
-    from surgeon import Data, Measures, Method, Subject
+    from surgeon import Data, Formats, Measures, Method, Subject
 
 
 def beside(checkpoint: Path, what: str) -> Path:
@@ -44,6 +44,7 @@ def read_and_operate(
     *,
     command: str,
     sweep: Mapping[str, Sequence[float]] | None = None,
+    formats: Formats | None = None,
 ) -> None:
     """Do what every command that operates does, from its files and flags on."""
     import surgeon
@@ -63,6 +64,7 @@ def read_and_operate(
         command=command,
         force=output.force,
         sweep=sweep,
+        formats=formats,
         progress=progress,
         as_json=output.as_json,
     )
@@ -78,6 +80,7 @@ def operate_and_export(
     command: str,
     force: bool,
     sweep: Mapping[str, Sequence[float]] | None = None,
+    formats: Formats | None = None,
     progress: Progress,
     as_json: bool,
 ) -> None:
@@ -107,6 +110,7 @@ def operate_and_export(
         provenance=surgeon.Provenance(
             command=command, config=outcome.report.config, seed=measures.seed
         ),
+        formats=formats,
         force=force,
     )
     document = outcome.report.to_json()

@@ -20,6 +20,7 @@ def apply(
     base: opt.Checkpoint,
     edit: Annotated[Path, typer.Argument(help="An edit.safetensors.")],
     network: opt.NetworkFlags,
+    shapes: opt.FormatFlags,
     recalibrate: Annotated[bool, typer.Option(help="Apply the BatchNorm statistics.")] = True,
     erase_head: Annotated[bool, typer.Option(help="Apply the erasure.")] = True,
     out: opt.Out = None,
@@ -28,7 +29,7 @@ def apply(
     """Carry an edit out on the checkpoint it was made from, and export the result."""
     import surgeon
 
-    where = out or beside(base, "debiased")
+    formats, where = shapes.read(), out or beside(base, "debiased")
     surgeon.check_out(where, force=force, inputs=(base, edit))
     subject = network.load(base, opt.ComputeOnCpuFlags(amp=False))
     change = surgeon.Edit.load(edit)
@@ -36,5 +37,12 @@ def apply(
         part for part, kept in (("buffers", recalibrate), ("erasure", erase_head)) if not kept
     ]
     provenance = surgeon.Provenance(command="surgeon apply", config={}, seed=None)
-    surgeon.export(subject, change.without(*left_out), where, provenance=provenance, force=force)
+    surgeon.export(
+        subject,
+        change.without(*left_out),
+        where,
+        provenance=provenance,
+        formats=formats,
+        force=force,
+    )
     result_console().print(f"written: {where}", soft_wrap=True)

@@ -47,6 +47,7 @@ def prune(
     bias_labels: opt.BiasLabels,
     flags: opt.OperationFlags,
     search: SearchFlags,
+    shapes: opt.FormatFlags,
     output: opt.OutputFlags,
     sweep: Annotated[
         str | None, typer.Option(help="gamma=2,5,10,20: try each, choose on select rows.")
@@ -56,7 +57,7 @@ def prune(
     import surgeon
 
     method = surgeon.FFW(**vars(search), seed=flags.measures.seed)
-    tried = _read_sweep(sweep)
+    formats, tried = shapes.read(), _read_sweep(sweep)
     for name, values in (tried or {}).items():
         for value in values:
             replace(method, **{name: value})  # refuses what is out of range
@@ -68,6 +69,7 @@ def prune(
         method,
         command="surgeon prune",
         sweep=tried,
+        formats=formats,
     )
 
 

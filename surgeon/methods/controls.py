@@ -13,9 +13,9 @@ from torch import Tensor
 
 from surgeon.data import Data
 from surgeon.edit import Edit, UnitMask
-from surgeon.gates import weight_sites
 from surgeon.methods.base import Method, Progress, new_edit, with_recalibration
 from surgeon.options import check_share
+from surgeon.sites import weight_sites
 from surgeon.subject import Subject
 
 Score = Callable[[Tensor], Tensor]

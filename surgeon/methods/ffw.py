@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import OptionError
-from surgeon.gates import GateSite, bottleneck_sites, unit_sites, weight_sites
 from surgeon.methods.augmentation import harmless
 from surgeon.methods.base import (
     Method,
@@ -22,6 +21,7 @@ from surgeon.methods.base import (
 from surgeon.methods.refit import with_new_head
 from surgeon.methods.search import Recipe, Search
 from surgeon.options import check_choice, check_least, check_positive
+from surgeon.sites import GateSite, bottleneck_sites, module_sites, unit_sites, weight_sites
 from surgeon.subject import Subject
 
 Mode = Literal["unstructured", "structured"]
@@ -200,7 +200,7 @@ class FFW(Method):
         """List where the gates sit."""
         structured = self.mode == "structured"
         if self.recipe == "paper" and structured:
-            return unit_sites(subject, own_output=True)
+            return module_sites(subject, own_output=True)
         weights = weight_sites(subject, gate_head=self.gate_head)
         if self.recipe == "paper":
             return weights

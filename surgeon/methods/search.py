@@ -13,12 +13,13 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from surgeon.data import Data, Outputs, Rows, extract
 from surgeon.dependence import hsic, scatter, within_classes
-from surgeon.gates import Gates, GateSite, bottleneck_sites
+from surgeon.gates import Gates
 from surgeon.methods.augmentation import Augmentation
 from surgeon.methods.base import Progress, gather_biases, select_accuracy, select_loss
 from surgeon.methods.bias_term import BiasTerm, Dependence, HeadInformation
 from surgeon.methods.closing import UnitClosing
 from surgeon.recalibrate import batch_statistics
+from surgeon.sites import GateSite, bottleneck_sites
 from surgeon.subject import Subject
 
 # BatchNorm needs some rows for its statistics.
