@@ -1,0 +1,170 @@
+"""How much of an architecture can be cut out, and that no logit changes by it."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from surgeon.architecture import Architecture
+from surgeon.checkpoint import write_safetensors
+from surgeon.edit import Edit, UnitMask
+from surgeon.errors import SurgeonError
+from surgeon.export import Formats, export, write_json
+from surgeon.methods.base import new_edit
+from surgeon.sites import unit_sites
+from surgeon.subject import Subject, load
+from surgeon.surgery import apply
+
+_OFF = 0.3
+# Of every family that people own: plain, residual, grouped, dense, squeezed, attention, mixed.
+ARCHITECTURES = (
+    *("resnet18", "resnet50", "resnetv2_50", "resnext50_32x4d", "wide_resnet50_2", "seresnet50"),
+    *("regnety_002", "densenet121", "vgg11_bn", "mobilenetv2_100", "mobilenetv3_small_050"),
+    *("efficientnet_b0", "convnext_atto", "convnextv2_atto", "nfnet_l0", "nf_resnet50"),
+    *("inception_v3", "torchvision:googlenet", "torchvision:squeezenet1_1", "ghostnet_100"),
+    *("torchvision:shufflenet_v2_x0_5", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
+    *("beit_base_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"),
+    *("mixer_s32_224", "coat_tiny", "maxvit_tiny_tf_224", "torchvision:vit_b_16"),
+)
+_FRESH = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+from load_sliced import load
+torch.set_num_threads(1)
+with torch.no_grad():
+    save_file({"logits": load(folder)(load_file(folder / "x")["x"])}, folder / "y")
+"""
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """What became of one architecture."""
+
+    architecture: str
+    refused: str | None = None
+    """Why nothing could be cut; the figures are None then."""
+    units: int | None = None
+    """Units that can be gated."""
+    off: int | None = None
+    off_but_left: int | None = None
+    parameters: float | None = None
+    """Share that is left."""
+    multiply_adds: float | None = None
+    """Share that is left, of one image."""
+    folded: float | None = None
+    """Largest difference of folded and gated logits, float64, relative to the largest logit."""
+    sliced: float | None = None
+    """The same of sliced and gated ones."""
+    reloads: bool | None = None
+    """A fresh process without surgeon gives the same logits, bit for bit."""
+
+
+def measure_slicing(name: str, *, off: float = _OFF, seed: int = 0) -> Sliced:
+    """Switch off a random share of an architecture's units, cut them out, and compare logits.
+
+    Weights are random, and so are scales, shifts and running statistics of normalisations.
+
+    Args:
+        name: A timm name, or `torchvision:NAME`.
+        off: Share of every layer's units.
+        seed: Of weights, masks and images.
+    """
+    with TemporaryDirectory() as parent:
+        subject = _random_subject(name, Path(parent), seed)
+        edit = _random_edit(subject, off, seed)
+        x = torch.randn(
+            2, *subject.preprocessing.input_size, generator=torch.Generator().manual_seed(seed)
+        )
+        try:
+            out = export(subject, edit, Path(parent, "out"), formats=Formats(slice=True))
+        except SurgeonError as error:
+            return Sliced(name, refused=str(error))
+        small = load(out, factory=None)
+        return _compared(name, subject, edit, small, out, x)
+
+
+def _random_subject(name: str, folder: Path, seed: int) -> Subject:
+    library, _, own = name.rpartition(":")
+    architecture = Architecture(library or "timm", own, 10)
+    torch.manual_seed(seed)
+    net, generator = architecture.build(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in net.state_dict().items():
+            if key.endswith("running_var"):
+                value.uniform_(0.5, 1.5, generator=generator)
+            elif value.dim() == 1:
+                value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    (folder / "base").mkdir()
+    tensors = dict(net.state_dict())
+    write_safetensors(folder / "base" / "model.safetensors", tensors, {"format": "pt"})
+    config = {"architecture": own, "library": architecture.library, "num_classes": 10}
+    write_json(folder / "base" / "config.json", config)
+    return load(folder / "base")
+
+
+def _random_edit(subject: Subject, off: float, seed: int) -> Edit:
+    generator = torch.Generator().manual_seed(seed)
+    units = {
+        site.name: UnitMask(
+            torch.randperm(site.shape[0], generator=generator) >= round(off * site.shape[0]),
+            site.folds,
+        )
+        for site in unit_sites(subject)
+    }
+    return new_edit(subject, "random", units=units)
+
+
+def _compared(
+    name: str, subject: Subject, edit: Edit, small: Subject, out: Path, x: Tensor
+) -> Sliced:
+    folded = apply(subject, edit)
+    wide, exact = copy.deepcopy(subject.net).double(), x.double()
+    changes = {key: value.double() for key, value in edit.changes(subject.tensors()).items()}
+    with torch.no_grad():
+        gated = torch.func.functional_call(wide, changes, (exact,))
+        others = [copy.deepcopy(s.net).double()(exact) for s in (folded, small)]
+        plain = small.net.to(memory_format=torch.contiguous_format)(x)
+    differences = [float((other - gated).abs().max() / gated.abs().max()) for other in others]
+    write_safetensors(out / "x", {"x": x}, {})
+    subprocess.run([sys.executable, "-c", _FRESH, str(out)], check=True, capture_output=True)
+    masks = [unit.keep for unit in edit.units.values()]
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (small.net, subject.net)]
+    costs = [_multiply_adds(net, x[:1]) for net in (small.net, subject.net)]
+    return Sliced(
+        name,
+        units=sum(map(len, masks)),
+        off=sum(int((~mask).sum()) for mask in masks),
+        off_but_left=_left(out),
+        parameters=sizes[0] / sizes[1],
+        multiply_adds=costs[0] / costs[1],
+        folded=differences[0],
+        sliced=differences[1],
+        reloads=torch.equal(load_file(out / "y")["logits"], plain),
+    )
+
+
+def _left(out: Path) -> int:
+    import json
+
+    found = json.loads((out / "surgeon.json").read_text(encoding="utf-8"))["slice"]
+    return sum(sum(own.values()) for own in found["off_but_left"].values())
+
+
+@torch.no_grad()
+def _multiply_adds(net: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        net(x)
+    return counter.get_total_flops() // 2
