@@ -48,6 +48,8 @@ class Checkpoint:
     """Content of `config.json` beside the weights; empty if there is none."""
     notes: tuple[str, ...] = ()
     """What was decided while reading, for the user to see."""
+    sliced: bool = False
+    """The file says that its tensors are smaller than the architecture's."""
 
 
 def file_sha256(path: Path) -> str:
@@ -80,9 +82,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         sha256 = file_sha256(path)
         if path.suffix == ".safetensors":
-            tensors, notes = read_safetensors(path)[0], ()
+            tensors, header = read_safetensors(path)
+            notes, sliced = (), header.get("surgeon.sliced") == "true"
         elif path.suffix in _PICKLED:
-            tensors, notes = _read_pickle(path)
+            (tensors, notes), sliced = _read_pickle(path), False
         else:
             raise CheckpointError(
                 f"{path}: found suffix '{path.suffix}', expected .safetensors or one of "
@@ -101,7 +104,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: {len(broken)} tensors hold NaN or infinity, expected finite weights", broken
         )
-    return Checkpoint(path, tensors, sha256, _read_config(path.parent / "config.json"), notes)
+    config = _read_config(path.parent / "config.json")
+    return Checkpoint(path, tensors, sha256, config, notes, sliced)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

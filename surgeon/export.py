@@ -114,7 +114,8 @@ def export(
             "surgeon.edit_sha256": edit_sha256,
             "surgeon.method": edit.method,
         }
-        _write_model(folder, shipped, metadata)
+        sliced = {"surgeon.sliced": "true"} if shipped.attributes else {}
+        _write_model(folder, shipped, {**metadata, **sliced})
         record = {
             "version": RECORD_VERSION,
             "command": provenance.command if provenance else "",

@@ -249,7 +249,7 @@ def load(
         where=str(read.path),
     )
     net = freeze(architecture.build())
-    attributes = _attributes(read.path)
+    attributes = _attributes(read.path) if read.sliced else {}
     if attributes:
         _shrink(net, read, architecture, attributes)
     else:
@@ -276,19 +276,15 @@ def load(
 
 
 def _attributes(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what a sliced network's record says beside its tensors; empty for any other."""
+    """Read what a sliced network's record says beside its tensors."""
     record = path.parent / "surgeon.json"
-    if path.name != "model.safetensors" or not record.is_file():
-        return {}
     try:
-        found = json.loads(record.read_text(encoding="utf-8")).get("slice", {})
-        return {
-            str(name): {str(key): value for key, value in values.items()}
-            for name, values in (found or {}).get("attributes", {}).items()
-        }
-    except (ValueError, OSError, AttributeError) as error:
+        found = json.loads(record.read_text(encoding="utf-8"))["slice"]["attributes"]
+        return {str(name): dict(values) for name, values in found.items()}
+    except (ValueError, OSError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{record}: cannot be read ({error}); export the sliced model again"
+            f"{path}: was sliced, and {record.name} beside it cannot be read ({error}); keep "
+            "the exported folder together"
         ) from error
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -83,17 +84,17 @@ def measure_slicing(name: str, *, off: float = _OFF, seed: int = 0) -> Sliced:
         seed: Of weights, masks and images.
     """
     with TemporaryDirectory() as parent:
-        subject = _random_subject(name, Path(parent), seed)
-        edit = _random_edit(subject, off, seed)
-        x = torch.randn(
-            2, *subject.preprocessing.input_size, generator=torch.Generator().manual_seed(seed)
-        )
         try:
+            subject = _random_subject(name, Path(parent), seed)
+            edit = _random_edit(subject, off, seed)
             out = export(subject, edit, Path(parent, "out"), formats=Formats(slice=True))
         except SurgeonError as error:
             return Sliced(name, refused=str(error))
-        small = load(out, factory=None)
-        return _compared(name, subject, edit, small, out, x)
+        record = json.loads((out / "surgeon.json").read_text(encoding="utf-8")).get("slice")
+        if record is None:
+            return Sliced(name, refused="no unit can be cut out exactly")
+        left = sum(sum(own.values()) for own in record["off_but_left"].values())
+        return replace(_compared(name, subject, edit, out, seed), off_but_left=left)
 
 
 def _random_subject(name: str, folder: Path, seed: int) -> Subject:
@@ -127,10 +128,10 @@ def _random_edit(subject: Subject, off: float, seed: int) -> Edit:
     return new_edit(subject, "random", units=units)
 
 
-def _compared(
-    name: str, subject: Subject, edit: Edit, small: Subject, out: Path, x: Tensor
-) -> Sliced:
-    folded = apply(subject, edit)
+def _compared(name: str, subject: Subject, edit: Edit, out: Path, seed: int) -> Sliced:
+    folded, small = apply(subject, edit), load(out)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, *subject.preprocessing.input_size, generator=generator)
     wide, exact = copy.deepcopy(subject.net).double(), x.double()
     changes = {key: value.double() for key, value in edit.changes(subject.tensors()).items()}
     with torch.no_grad():
@@ -147,20 +148,12 @@ def _compared(
         name,
         units=sum(map(len, masks)),
         off=sum(int((~mask).sum()) for mask in masks),
-        off_but_left=_left(out),
         parameters=sizes[0] / sizes[1],
         multiply_adds=costs[0] / costs[1],
         folded=differences[0],
         sliced=differences[1],
         reloads=torch.equal(load_file(out / "y")["logits"], plain),
     )
-
-
-def _left(out: Path) -> int:
-    import json
-
-    found = json.loads((out / "surgeon.json").read_text(encoding="utf-8"))["slice"]
-    return sum(sum(own.values()) for own in found["off_but_left"].values())
 
 
 @torch.no_grad()
