@@ -99,6 +99,16 @@ def test_the_command_counts_seeds_and_keeps_results_when_interrupted(monkeypatch
     assert seen[-1][0] == Setting(benchmark="multi-color-mnist", seed=0)
 
 
+def test_slicing_says_what_it_cut_and_what_it_refused():
+    command = ["bench", "slicing", "--arch", "test_resnet", "--arch", "convnextv2_atto"]
+    table, _, refused = CliRunner().invoke(app, command).stdout.partition("Refused:")
+    cells = [cell.strip() for cell in table.strip().splitlines()[-1].strip("|").split("|")]
+    assert cells[:4] == ["test_resnet", "304", "91", "0"]
+    assert cells[-1] == "yes"
+    assert float(cells[-2]) < 1e-12
+    assert "convnextv2_atto: no unit can be cut out exactly" in refused
+
+
 def test_refit_says_what_it_timed():
     times = json.loads(CliRunner().invoke(app, ["bench", "refit", "--json"]).stdout)
     assert times["rows"] == 400
@@ -110,7 +120,7 @@ def test_every_benchmark_is_a_command():
     import typer
 
     group = typer.main.get_command(app).commands["bench"]
-    assert set(group.commands) == set(SETS) | {"labels", "step", "refit", "table"}
+    assert set(group.commands) == set(SETS) | {"labels", "slicing", "step", "refit", "table"}
 
 
 @pytest.mark.parametrize(

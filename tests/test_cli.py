@@ -19,8 +19,9 @@ from surgeon_cli.main import app
 from typer.testing import CliRunner
 
 import surgeon
-from surgeon.edit import Edit
+from surgeon.edit import Edit, Fold, UnitMask
 from surgeon.measure import Ruler
+from surgeon.methods.base import new_edit
 
 ROOT = Path(__file__).parents[1]
 MODEL = "model.safetensors"
@@ -112,7 +113,9 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     )
     shared = flags["audit"] | {"out", "force"}
     assert not (search | training) & flags["audit"]
-    assert flags["prune"] == shared | search | {"with_finetune", "sweep"}
+    shapes = {field.name for field in fields(surgeon.Formats)}
+    assert flags["prune"] == shared | search | {"with_finetune", "sweep"} | shapes
+    assert shapes <= flags["apply"]
     assert flags["mask"] == shared | {"with_finetune", "method", "sparsity"}
     assert flags["head"] == shared | {"with_finetune", "method", "recipe"}
     assert flags["finetune"] == shared | training | {"with_finetune", "method"}
@@ -304,6 +307,27 @@ def test_apply_carries_out_what_it_is_told_to(copy, flags):
     # So few rows show nothing above noise, so that the head tells no difference.
     kept = Edit.load(copy / "again" / "edit.safetensors")
     assert (kept.erasure is None) == ("erase" in flags)
+
+
+def test_apply_slices(copy):
+    subject = surgeon.load(copy / MODEL)
+    off = torch.arange(24) < 9
+    units = {"conv_stem": UnitMask(~off, (Fold("bn1.weight", 0), Fold("bn1.bias", 0)))}
+    new_edit(subject, "ffw", units=units).save(copy / "units.safetensors")
+    shown = done(f"apply {MODEL} units.safetensors --out small --slice --full").stdout
+    assert re.search(
+        r"^sliced: [\d,]+ of [\d,]+ parameters left \(9\d\.\d %\)$", shown, re.MULTILINE
+    )
+    assert load_file(copy / "small" / MODEL)["conv_stem.weight"].shape[0] == 15
+    assert load_file(copy / "small" / "full" / MODEL)["conv_stem.weight"].shape[0] == 24
+    shown = done(f"apply {MODEL} units.safetensors --out even --slice --round-to 8").stdout
+    assert "  1 units are off and stay: keeps" in shown
+    assert load_file(copy / "even" / MODEL)["conv_stem.weight"].shape[0] == 16
+    shown = done(f"apply {MODEL} out/edit.safetensors --out same --slice").stdout
+    assert "nothing could be cut out" in shown
+    assert (copy / "same" / MODEL).read_bytes() == (copy / "out" / MODEL).read_bytes()
+    assert run(f"apply {MODEL} units.safetensors --out wrong --full").exit_code == 2
+    assert not (copy / "wrong").exists()
 
 
 def test_a_network_given_as_folder_leaves_its_result_beside_it(copy, monkeypatch):

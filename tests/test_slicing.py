@@ -148,6 +148,7 @@ def test_a_constant_moves_into_a_new_additive_term():
 def test_groups_of_a_convolution_stay_of_one_size():
     _, made = cut_of(lambda: Block(groups=2), {"inner": ("inner_norm", (0, 3, 4, 5, 6))})
     assert made.units == {"inner": (8, 4)}
+    assert made.layer("inner", 8) == {"units_left": 4, "off_but_left": f"1 {SHAPE}"}
     assert made.subject.net.inner.groups == 2
     assert made.kept == {"inner": {SHAPE: 1}}
 
@@ -164,6 +165,7 @@ def test_nothing_off_leaves_the_network_as_it_is(pico):
     subject = pico("test_efficientnet", 64)
     made = cut(subject, {})
     assert made.units == {}
+    assert made.layer("conv_stem", 24) == {"units_left": 24, "off_but_left": ""}
     assert made.subject.attributes == {}
     assert made.subject.fingerprint() == subject.fingerprint()
 

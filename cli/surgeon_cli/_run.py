@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,4 +120,16 @@ def operate_and_export(
         return
     console = result_console()
     render_report(document, console, sweep=outcome.report.sweep)
+    tell_written(out, formats)
+
+
+def tell_written(out: Path, formats: Formats | None) -> None:
+    """Say where the result is, and what slicing made of it."""
+    from surgeon.report import slice_lines
+
+    console = result_console()
+    if formats and formats.slice:
+        record = json.loads((out / "surgeon.json").read_text(encoding="utf-8"))
+        for line in slice_lines(record.get("slice", {})):
+            console.print(line, soft_wrap=True)
     console.print(f"written: {out}", soft_wrap=True)

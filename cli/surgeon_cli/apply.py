@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from surgeon_cli import _options as opt
-from surgeon_cli._console import result_console
 from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
-from surgeon_cli._run import beside
+from surgeon_cli._run import beside, tell_written
 
 
 @reports_errors
@@ -45,4 +44,4 @@ def apply(
         formats=formats,
         force=force,
     )
-    result_console().print(f"written: {where}", soft_wrap=True)
+    tell_written(where, formats)

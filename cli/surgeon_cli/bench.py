@@ -110,6 +110,31 @@ def refit(device: opt.Device = "cpu", as_json: opt.Json = False) -> None:
 
 @bench.command()
 @reports_errors
+def slicing(
+    arch: Annotated[
+        list[str], typer.Option(help="timm name or torchvision:NAME; repeatable; default: 30.")
+    ] = [],  # noqa: B006
+    off: Annotated[float, typer.Option(min=0, max=1, help="Share of every layer's units.")] = 0.3,
+    as_json: opt.Json = False,
+) -> None:
+    """Cut random units out of networks with random weights, and compare logits."""
+    from dataclasses import asdict
+
+    from surgeon.benchmarks.slicing import ARCHITECTURES, measure_slicing
+    from surgeon.report import render_slicing
+
+    progress, rows = Progress(quiet=False), []
+    for name in arch or ARCHITECTURES:
+        progress.stage(name)
+        rows.append(asdict(measure_slicing(name, off=off)))
+    if as_json:
+        print_json({"off": off, "architectures": rows})
+    else:
+        print(render_slicing(rows))
+
+
+@bench.command()
+@reports_errors
 def table(
     folders: Annotated[
         list[Path] | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from surgeon.report.bench import render_bench, render_refit_time, render_step_times
 from surgeon.report.comparison import render_comparison, write_comparison
 from surgeon.report.discovery import render_discovery
+from surgeon.report.slicing import render_slicing, slice_lines
 from surgeon.report.terminal import render_audit, render_inspection, render_report
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "render_inspection",
     "render_refit_time",
     "render_report",
+    "render_slicing",
     "render_step_times",
+    "slice_lines",
     "write_comparison",
 ]

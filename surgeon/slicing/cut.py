@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgeon.errors import IncompatibleError
 from surgeon.load_sliced import shrink_
@@ -31,15 +31,18 @@ class Cut:
         subject: The smaller network.
         units: Module name to units it had, and has, where these differ.
         kept: Module name to reason to number of units that are off and stay.
+        parameters: What the network had, and has.
     """
 
     subject: Subject
+    parameters: tuple[int, int]
     units: Mapping[str, tuple[int, int]]
     kept: Mapping[str, Mapping[str, int]]
 
     def to_json(self) -> dict[str, Any]:
         """Return what was taken out, by layer, and what is off and stays, with the reason."""
         return {
+            "parameters": dict(zip(("base", "left"), self.parameters, strict=True)),
             "layers": {
                 name: {"units": had, "left": has} for name, (had, has) in sorted(self.units.items())
             },
@@ -93,9 +96,14 @@ def cut(folded: Subject, off: Mapping[str, Tensor], *, round_to: int = 1) -> Cut
     }
     return Cut(
         subject=replace(folded, net=freeze(net), attributes=attributes),
+        parameters=(_count(folded.net), _count(net)),
         units={name: (had, has) for name, (had, has) in counts.items() if has < had},
         kept=_reasons(flow, off, found.gone, fixed, shaped),
     )
+
+
+def _count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def _reasons(
