@@ -23,7 +23,7 @@ from surgeon.edit import Edit
 from surgeon.errors import ArtefactError, OptionError
 from surgeon.record import Report
 from surgeon.slicing.cut import Cut, cut
-from surgeon.subject import Subject, load
+from surgeon.subject import Subject, as_saved_, load
 from surgeon.surgery import apply, prove
 from surgeon.whole import fresh_directory
 
@@ -172,8 +172,7 @@ def _prove(
         return
     probe = images[:PROBE_ROWS].cpu()
     prove(base, edit, again, probe)
-    # As others load it: with another layout the last bits differ.
-    again.net.to(memory_format=torch.contiguous_format)
+    as_saved_(again.net)
     with torch.no_grad():
         logits = again.forward(probe)[1]
     write_safetensors(folder / "report_logits.safetensors", {"logits": logits}, {"format": "pt"})

@@ -161,6 +161,17 @@ def freeze(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
+def as_saved_(net: nn.Module) -> nn.Module:
+    """Lay kernels out as a file holds them, in place; return the network.
+
+    Others load a checkpoint so, and with another layout the last bits of the logits may differ.
+    Kernels of one pixel fit both layouts and keep the one they have unless they are copied.
+    """
+    for parameter in net.parameters():
+        parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+    return net
+
+
 def find_head(net: nn.Module, input_size: Iterable[int]) -> str:
     """Find the linear layer whose output is the network's output.
 

@@ -22,7 +22,7 @@ from surgeon.errors import SurgeonError
 from surgeon.export import Formats, export, write_json
 from surgeon.methods.base import new_edit
 from surgeon.sites import unit_sites
-from surgeon.subject import Subject, load
+from surgeon.subject import Subject, as_saved_, load
 from surgeon.surgery import apply
 
 _OFF = 0.3
@@ -137,7 +137,7 @@ def _compared(name: str, subject: Subject, edit: Edit, out: Path, seed: int) -> 
     with torch.no_grad():
         gated = torch.func.functional_call(wide, changes, (exact,))
         others = [copy.deepcopy(s.net).double()(exact) for s in (folded, small)]
-        plain = small.net.to(memory_format=torch.contiguous_format)(x)
+        plain = as_saved_(small.net)(x)
     differences = [float((other - gated).abs().max() / gated.abs().max()) for other in others]
     write_safetensors(out / "x", {"x": x}, {})
     subprocess.run([sys.executable, "-c", _FRESH, str(out)], check=True, capture_output=True)
