@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from surgeon.audit import Audit
 from surgeon.compare import Comparison, compare
+from surgeon.cost import measure_cost
 from surgeon.data import Data, read_data, read_rows
 from surgeon.demo import make_demo
 from surgeon.discovery import (
@@ -22,7 +23,8 @@ from surgeon.errors import (
     OptionError,
     SurgeonError,
 )
-from surgeon.export import PROBE_ROWS, Formats, Provenance, export
+from surgeon.export import PROBE_ROWS, Provenance, export
+from surgeon.formats import Formats
 from surgeon.inspection import inspect
 from surgeon.labels import read_labels
 from surgeon.measure import Measures, audit
@@ -69,6 +71,7 @@ __all__ = [
     "inspect",
     "load",
     "make_demo",
+    "measure_cost",
     "operate",
     "read_data",
     "read_labels",

@@ -20,7 +20,8 @@ from surgeon import load_sliced
 from surgeon.card import model_card
 from surgeon.checkpoint import file_sha256, write_safetensors
 from surgeon.edit import Edit
-from surgeon.errors import ArtefactError, OptionError
+from surgeon.errors import ArtefactError
+from surgeon.formats import Formats, write_programs
 from surgeon.record import Report
 from surgeon.slicing.cut import Cut, cut
 from surgeon.subject import Subject, as_saved_, load
@@ -30,26 +31,6 @@ from surgeon.whole import fresh_directory
 RECORD_VERSION = 1
 # Images whose logits travel with the export.
 PROBE_ROWS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Formats:
-    """In which shapes an export writes the checkpoint."""
-
-    slice: bool = False
-    """Cut out what is switched off, so that the checkpoint is smaller."""
-    round_to: int = 1
-    """What the number of units of a sliced layer is a multiple of, as far as it goes."""
-    full: bool = False
-    """Write the checkpoint in its full shapes too, in the folder `full`."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        if self.round_to < 1:
-            raise OptionError(f"--round-to: found {self.round_to}, expected 1 or more")
-        if (self.full or self.round_to > 1) and not self.slice:
-            flag = "--full" if self.full else "--round-to"
-            raise OptionError(f"{flag}: changes nothing without --slice; pass that too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +68,7 @@ def export(
             as `report_logits.safetensors`. None proves it on seeded noise and keeps nothing.
         report: The measurements; adds `report.json`, `layers.csv`, `groups.csv`.
         provenance: Command, settings and seed.
-        formats: Whether the checkpoint is sliced, and what is written beside it.
+        formats: Whether the checkpoint is sliced, and what else is written.
         force: Replace an earlier result.
 
     Returns:
@@ -95,7 +76,7 @@ def export(
 
     Raises:
         ArtefactError: The folder exists or cannot be written, or the read-back differs.
-        IncompatibleError: The network cannot be sliced.
+        IncompatibleError: The network cannot be sliced, or traced into a program.
     """
     out, formats = Path(out), formats or Formats()
     base = subject.to("cpu")
@@ -135,6 +116,7 @@ def export(
             (folder / "full").mkdir()
             _write_model(folder / "full", folded, metadata)
             _prove(base, edit, folded, folder / "full", images)
+        write_programs(shipped, formats, folder)
         if report is not None:
             _write_report(folder, report, made)
         card = model_card(subject, edit, report, sliced=bool(shipped.attributes))

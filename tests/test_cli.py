@@ -330,6 +330,22 @@ def test_apply_slices(copy):
     assert not (copy / "wrong").exists()
 
 
+def test_report_shows_tables_and_costs(copy):
+    shown = done("report out --batch 2").stdout
+    for part in ("verdict: ", "parameters, millions", "images a second", "no speed-up"):
+        assert part in shown
+    found = strict_json(done("report out out --batch 1 --json").stdout)["results"]
+    assert [result["folder"] for result in found] == ["out", "out"]
+    assert found[0]["report"] == strict_json((copy / "out" / "report.json").read_text())
+    cost = found[0]["cost"]
+    assert cost["full"] == cost["edited"]
+    assert cost["compressed_bytes"] < cost["file_bytes"] == (copy / "out" / MODEL).stat().st_size
+    assert [row["batch"] for row in cost["speeds"]] == [1]
+    wrong = run("report images")
+    assert wrong.exit_code == 1
+    assert "images: no surgeon.json in it" in wrong.stderr
+
+
 def test_a_network_given_as_folder_leaves_its_result_beside_it(copy, monkeypatch):
     monkeypatch.chdir(copy / "images")
     done("apply .. ../out/edit.safetensors")

@@ -16,7 +16,8 @@ from torch import nn
 
 from surgeon.checkpoint import read_safetensors
 from surgeon.errors import CheckpointError, OptionError
-from surgeon.export import Formats, export
+from surgeon.export import export
+from surgeon.formats import Formats
 from surgeon.load_sliced import shrink_
 from surgeon.methods.base import new_edit
 from surgeon.sites import unit_sites

@@ -65,6 +65,10 @@ RoundTo = Annotated[int, typer.Option(help="Leave a multiple of this many units 
 Full = Annotated[
     bool, typer.Option("--full", help="Beside the sliced file write one in full shapes.")
 ]
+Onnx = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
+TorchExport = Annotated[
+    bool, typer.Option("--torch-export", help="Write model.pt2 for torch.export.load too.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to make; default: CHECKPOINT-debiased.")]
 Force = Annotated[bool, typer.Option(help="Replace an earlier result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -182,12 +186,14 @@ class FormatFlags:
     slice: Slice = False
     round_to: RoundTo = 1
     full: Full = False
+    onnx: Onnx = False
+    torch_export: TorchExport = False
 
     def read(self) -> Formats:
         """Return them as the library takes them."""
         import surgeon
 
-        return surgeon.Formats(slice=self.slice, round_to=self.round_to, full=self.full)
+        return surgeon.Formats(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from surgeon_cli.head import head
 from surgeon_cli.inspect import inspect
 from surgeon_cli.mask import mask
 from surgeon_cli.prune import prune
+from surgeon_cli.report import report
 
 app = typer.Typer(
     name="surgeon",
@@ -44,7 +45,19 @@ def surgeon(
     """Operate on a trained vision classifier so that it no longer leans on a shortcut."""
 
 
-for command in (demo, inspect, audit, discover, prune, mask, head, finetune, compare, apply):
+for command in (
+    demo,
+    inspect,
+    audit,
+    discover,
+    prune,
+    mask,
+    head,
+    finetune,
+    compare,
+    apply,
+    report,
+):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

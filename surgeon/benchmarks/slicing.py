@@ -12,14 +12,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from surgeon.architecture import Architecture
 from surgeon.checkpoint import write_safetensors
+from surgeon.cost import multiply_adds
 from surgeon.edit import Edit, UnitMask
 from surgeon.errors import SurgeonError
-from surgeon.export import Formats, export, write_json
+from surgeon.export import export, write_json
+from surgeon.formats import Formats
 from surgeon.methods.base import new_edit
 from surgeon.sites import unit_sites
 from surgeon.subject import Subject, as_saved_, load
@@ -143,7 +143,7 @@ def _compared(name: str, subject: Subject, edit: Edit, out: Path, seed: int) -> 
     subprocess.run([sys.executable, "-c", _FRESH, str(out)], check=True, capture_output=True)
     masks = [unit.keep for unit in edit.units.values()]
     sizes = [sum(p.numel() for p in net.parameters()) for net in (small.net, subject.net)]
-    costs = [_multiply_adds(net, x[:1]) for net in (small.net, subject.net)]
+    costs = [multiply_adds(net, x[:1]) for net in (small.net, subject.net)]
     return Sliced(
         name,
         units=sum(map(len, masks)),
@@ -154,10 +154,3 @@ def _compared(name: str, subject: Subject, edit: Edit, out: Path, seed: int) -> 
         sliced=differences[1],
         reloads=torch.equal(load_file(out / "y")["logits"], plain),
     )
-
-
-@torch.no_grad()
-def _multiply_adds(net: nn.Module, x: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        net(x)
-    return counter.get_total_flops() // 2

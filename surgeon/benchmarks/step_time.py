@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import timm
@@ -20,6 +17,7 @@ from surgeon.data import Data, Rows
 from surgeon.groups import Groups, Labels
 from surgeon.methods import FFW
 from surgeon.methods.search import Search
+from surgeon.paired import time_pairs
 from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject, load
 
@@ -120,26 +118,13 @@ def _time(net: str, mode: str, subject: Subject, data: Data, batch: int, pairs: 
             loss.backward()
             optimiser.step()
 
-        for step in (gate_step, adam_step) * 3:
-            step()
-        times = [(_seconds(gate_step, subject), _seconds(adam_step, subject)) for _ in range(pairs)]
-    ratios = sorted(gate / adam for gate, adam in times)
+        times = time_pairs(gate_step, adam_step, pairs=pairs, device=subject.device)
     return StepTime(
         net=net,
         mode=mode,
-        gate_ms=1000 * median(gate for gate, _ in times),
-        adam_ms=1000 * median(adam for _, adam in times),
-        ratio=median(ratios),
-        low=ratios[len(ratios) // 4],
-        high=ratios[3 * len(ratios) // 4],
+        gate_ms=1000 * times.first_s,
+        adam_ms=1000 * times.second_s,
+        ratio=times.ratio,
+        low=times.low,
+        high=times.high,
     )
-
-
-def _seconds(step: Callable[[], None], subject: Subject) -> float:
-    if subject.device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if subject.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

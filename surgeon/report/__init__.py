@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from surgeon.report.bench import render_bench, render_refit_time, render_step_times
 from surgeon.report.comparison import render_comparison, write_comparison
+from surgeon.report.cost import render_cost
 from surgeon.report.discovery import render_discovery
 from surgeon.report.slicing import render_slicing, slice_lines
 from surgeon.report.terminal import render_audit, render_inspection, render_report
@@ -12,6 +13,7 @@ __all__ = [
     "render_audit",
     "render_bench",
     "render_comparison",
+    "render_cost",
     "render_discovery",
     "render_inspection",
     "render_refit_time",
