@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
 from surgeon.benchmarks.nets import SmallConvNet
-from surgeon.edit import Edit, Erasure
+from surgeon.edit import Edit, Erasure, Fold, UnitMask
 from surgeon.errors import ArtefactError, IncompatibleError
 from surgeon.gates import Gates
+from surgeon.methods.base import new_edit
 from surgeon.sites import module_sites, unit_sites, weight_sites
 from surgeon.surgery import apply, layer_rows, prove, sparsity
 from tests.nets import NETS
@@ -155,3 +157,22 @@ def test_packed_attention_projections_have_rows_of_their_own(pico):
     assert sum(row.weights - row.kept for row in rows.values()) == sum(
         int((~mask).sum()) for mask in edit.masks.values()
     )
+
+
+def test_a_module_used_under_two_names_changes_under_both(pico):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 1)
+            self.second, self.fc = self.first, nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(self.second(self.first(x).relu()).mean((2, 3)))
+
+    subject = pico(Shared, 8)
+    keep = torch.tensor([True, False, True])
+    edit = new_edit(subject, "test", units={"first": UnitMask(keep, (Fold("first.weight", 0),))})
+    folded = apply(subject, edit)
+    for name in ("first", "second"):
+        assert not folded.tensors()[f"{name}.weight"][1].any()
+    assert prove(subject, edit, folded, torch.randn(2, 3, 8, 8)) < 1e-6
