@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from surgeon import hugging_face
 from surgeon.errors import CheckpointError, IncompatibleError, OptionError
 
 LIBRARIES = ("timm", "torchvision")
@@ -24,13 +25,14 @@ class Architecture:
     """Name a network well enough to build it again."""
 
     library: str
-    """`timm`, `torchvision` or `factory`."""
+    """`timm`, `torchvision`, `transformers` or `factory`."""
     name: str
-    """Registry name, or `package.module:function` of a factory."""
+    """Registry name, class of transformers, or `package.module:function` of a factory."""
     num_classes: int | None = None
     """Outputs of the head; None leaves it to a factory."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    """Further keyword arguments of the constructor, for example `img_size`."""
+    """Further keyword arguments of the constructor, for example `img_size`; for transformers the
+    whole configuration."""
 
     def build(self) -> nn.Module:
         """Build the network with fresh weights on the CPU.
@@ -59,6 +61,8 @@ class Architecture:
         return net
 
     def _arguments(self) -> dict[str, Any]:
+        if self.library == "transformers":
+            return {"config": self.model_args}
         known = {} if self.num_classes is None else {"num_classes": self.num_classes}
         return {**known, **self.model_args}
 
@@ -71,6 +75,8 @@ def _builder(library: str, name: str) -> Callable[..., nn.Module]:
         return lambda **kwargs: timm.create_model(name, pretrained=False, **kwargs)
     if library == "torchvision":
         return lambda **kwargs: torchvision.models.get_model(name, weights=None, **kwargs)
+    if library == "transformers":
+        return hugging_face.build
     return _import_factory(name)
 
 
@@ -151,6 +157,10 @@ def resolve_architecture(
     args = {**(config.get("model_args", {}) if inherited else {}), **(model_args or {})}
     if factory:
         return Architecture("factory", factory, None, args), f"network from --factory {factory}"
+    if not arch and hugging_face.is_of_transformers(config):
+        name = (config.get("architectures") or [config["model_type"]])[0]
+        chosen = Architecture("transformers", str(name), None, config)
+        return chosen, f"{chosen} from config.json"
     if not arch:
         name, library = config.get("architecture"), config.get("library", "timm")
         if not isinstance(name, str):

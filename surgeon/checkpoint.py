@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from surgeon.errors import CheckpointError
+from surgeon.hugging_face import find_checkpoint, is_of_transformers
 
 _PICKLED = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 # Moving averages first, as timm's own loader prefers them.
@@ -66,13 +67,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a weights file, or a directory with `model.safetensors` and `config.json`.
 
     Args:
-        path: `.safetensors`, or a PyTorch file that `weights_only=True` accepts, or a directory.
+        path: `.safetensors`, or a PyTorch file that `weights_only=True` accepts, or a directory,
+            `local-dir:PATH` or `hf-hub:OWNER/NAME`.
 
     Raises:
         CheckpointError: Missing, damaged, empty or non-finite file, or one that needs code
             execution to read.
     """
-    path = Path(path)
+    path = find_checkpoint(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
@@ -105,6 +107,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: {len(broken)} tensors hold NaN or infinity, expected finite weights", broken
         )
     config = _read_config(path.parent / "config.json")
+    if is_of_transformers(config):
+        config["preprocessor"] = _read_config(path.parent / "preprocessor_config.json")
     return Checkpoint(path, tensors, sha256, config, notes, sliced)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from surgeon import load_sliced
+from surgeon.architecture import LIBRARIES
 from surgeon.card import model_card
 from surgeon.checkpoint import file_sha256, write_safetensors
 from surgeon.edit import Edit
@@ -130,18 +131,23 @@ def _width(subject: Subject, module: str) -> int:
 
 def _write_model(folder: Path, subject: Subject, metadata: Mapping[str, str]) -> None:
     write_safetensors(folder / "model.safetensors", subject.tensors(), metadata)
-    write_json(folder / "config.json", export_config(subject))
+    config = export_config(subject)
+    processor = config.pop("preprocessor", None)
+    write_json(folder / "config.json", config)
+    if processor:
+        write_json(folder / "preprocessor_config.json", processor)
 
 
 def _prove(
     base: Subject, edit: Edit, shipped: Subject, folder: Path, images: Tensor | None
 ) -> None:
     architecture = base.architecture
+    named = architecture.library in LIBRARIES
     again = load(
         folder / "model.safetensors",
-        arch=None if architecture.library == "factory" else str(architecture),
+        arch=str(architecture) if named else None,
         factory=architecture.name if architecture.library == "factory" else None,
-        model_kwargs=architecture.model_args,
+        model_kwargs=None if architecture.library == "transformers" else architecture.model_args,
     )
     if again.fingerprint() != shipped.fingerprint():
         raise ArtefactError(
@@ -182,8 +188,13 @@ def environment(subject: Subject) -> dict[str, str]:
 
 
 def export_config(subject: Subject) -> dict[str, Any]:
-    """Return `config.json`: timm's own layout for a timm network; the input's keys are kept."""
+    """Return `config.json`: timm's own layout for a timm network; the input's keys are kept.
+
+    That of transformers stays as it is, with its `preprocessor_config.json` under `preprocessor`.
+    """
     architecture, config = subject.architecture, dict(subject.config)
+    if architecture.library == "transformers":
+        return config
     config["architecture"] = architecture.name
     config["num_classes"] = subject.num_classes
     if subject.label_names:

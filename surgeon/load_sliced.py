@@ -16,24 +16,30 @@ def load(folder: str | Path = Path(__file__).parent, net: nn.Module | None = Non
 
     Args:
         folder: Holds `model.safetensors`, `config.json` and `surgeon.json`.
-        net: The network as it was, where neither timm nor torchvision has it.
+        net: The network as it was, where neither timm, torchvision nor transformers has it.
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     record = json.loads((Path(folder) / "surgeon.json").read_text(encoding="utf-8"))
-    if net is None:
-        name, args = config["architecture"], config.get("model_args", {})
-        if config.get("library", "timm") == "timm":
-            import timm
-
-            net = timm.create_model(name, num_classes=config["num_classes"], **args)
-        else:
-            import torchvision
-
-            net = torchvision.models.get_model(name, num_classes=config["num_classes"], **args)
     tensors = load_file(Path(folder) / "model.safetensors")
     # Copies lie at even addresses, on which the last bits of a product may depend.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    net = _build(config) if net is None else net
     return shrink_(net, tensors, record["slice"]["attributes"]).eval()
+
+
+def _build(config: Mapping[str, Any]) -> nn.Module:
+    if "model_type" in config:
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        return AutoModelForImageClassification.from_config(AutoConfig.for_model(**config))
+    name, args = config["architecture"], config.get("model_args", {})
+    if config.get("library", "timm") == "timm":
+        import timm
+
+        return timm.create_model(name, num_classes=config["num_classes"], **args)
+    import torchvision
+
+    return torchvision.models.get_model(name, num_classes=config["num_classes"], **args)
 
 
 def shrink_(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from surgeon import hugging_face
 from surgeon.architecture import (
     Architecture,
     differences,
@@ -235,7 +236,8 @@ def load(
     """Load a checkpoint as a frozen subject.
 
     Args:
-        checkpoint: `.safetensors` or PyTorch file, or a directory with `model.safetensors`.
+        checkpoint: `.safetensors` or PyTorch file, or a directory with `model.safetensors`, also as
+            `local-dir:PATH`, or `hf-hub:OWNER/NAME`.
         arch: `timm:NAME`, `torchvision:NAME` or a bare name; default: `config.json`.
         factory: `package.module:function` returning the network, instead of `arch`.
         model_kwargs: Constructor arguments, over those of `config.json`.
@@ -264,6 +266,8 @@ def load(
     if attributes:
         _shrink(net, read, architecture, attributes)
     else:
+        if architecture.library == "transformers":
+            read = replace(read, tensors=hugging_face.read_tensors(read.path.parent))
         _fill(net, read, architecture)
     prepared = _preprocessing(
         own_preprocessing(architecture, net), read.config, preprocessing or {}
@@ -344,6 +348,8 @@ def _preprocessing(
     own: Mapping[str, Any], config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Preprocessing:
     given = config.get("pretrained_cfg") or config.get("preprocessing") or {}
+    if "preprocessor" in config:
+        given = hugging_face.preprocessing(config["preprocessor"])
     needed = ("input_size", "mean", "std")
     missing = [k for k in needed if {**own, **given}.get(k) is None and overrides.get(k) is None]
     if missing:
@@ -355,7 +361,9 @@ def _preprocessing(
 
 
 def _label_names(config: Mapping[str, Any], num_classes: int, path: Path) -> tuple[str, ...] | None:
-    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    own: Any = config.get("pretrained_cfg") or {}
+    names: Any = config.get("label_names") or own.get("label_names")
+    names = names or hugging_face.label_names(config)
     if isinstance(names, Mapping):  # timm allows {class index: name}
         names = [names.get(str(i), names.get(i, str(i))) for i in range(num_classes)]
     if not names:

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RANKS = {
     "errors": 0,
+    "hugging_face": 0.5,
     "metrics": 0,
     "architecture": 1,
     "checkpoint": 1,

@@ -35,7 +35,14 @@ ARCHITECTURES = (
     *("torchvision:shufflenet_v2_x0_5", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
     *("beit_base_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"),
     *("mixer_s32_224", "coat_tiny", "maxvit_tiny_tf_224", "torchvision:vit_b_16"),
+    *("transformers:vit", "transformers:resnet"),
 )
+# Where the default of a model_type is larger than need be.
+_TRANSFORMERS = {
+    "vit": {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
+    "resnet": {},
+}
+_PROCESSOR = {"size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _FRESH = """
 import sys
 from pathlib import Path
@@ -46,7 +53,8 @@ sys.path.insert(0, str(folder))
 from load_sliced import load
 torch.set_num_threads(1)
 with torch.no_grad():
-    save_file({"logits": load(folder)(load_file(folder / "x")["x"])}, folder / "y")
+    logits = load(folder)(load_file(folder / "x")["x"])
+    save_file({"logits": getattr(logits, "logits", logits)}, folder / "y")
 """
 
 
@@ -79,7 +87,7 @@ def measure_slicing(name: str, *, off: float = _OFF, seed: int = 0) -> Sliced:
     Weights are random, and so are scales, shifts and running statistics of normalisations.
 
     Args:
-        name: A timm name, or `torchvision:NAME`.
+        name: A timm name, `torchvision:NAME`, or `transformers:vit` or `resnet`.
         off: Share of every layer's units.
         seed: Of weights, masks and images.
     """
@@ -99,7 +107,12 @@ def measure_slicing(name: str, *, off: float = _OFF, seed: int = 0) -> Sliced:
 
 def _random_subject(name: str, folder: Path, seed: int) -> Subject:
     library, _, own = name.rpartition(":")
-    architecture = Architecture(library or "timm", own, 10)
+    config = {"architecture": own, "library": library or "timm", "num_classes": 10}
+    if library == "transformers":
+        config = {"model_type": own, "num_labels": 10, **_TRANSFORMERS[own]}
+        architecture = Architecture(library, own, None, config)
+    else:
+        architecture = Architecture(library or "timm", own, 10)
     torch.manual_seed(seed)
     net, generator = architecture.build(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -111,8 +124,9 @@ def _random_subject(name: str, folder: Path, seed: int) -> Subject:
     (folder / "base").mkdir()
     tensors = dict(net.state_dict())
     write_safetensors(folder / "base" / "model.safetensors", tensors, {"format": "pt"})
-    config = {"architecture": own, "library": architecture.library, "num_classes": 10}
     write_json(folder / "base" / "config.json", config)
+    if library == "transformers":
+        write_json(folder / "base" / "preprocessor_config.json", _PROCESSOR)
     return load(folder / "base")
 
 
