@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from surgeon import hugging_face
 from surgeon.errors import CheckpointError, IncompatibleError, OptionError
+from surgeon.identification import identify
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -164,10 +165,7 @@ def resolve_architecture(
     if not arch:
         name, library = config.get("architecture"), config.get("library", "timm")
         if not isinstance(name, str):
-            raise CheckpointError(
-                f"{where}: no config.json with an 'architecture' beside it; pass --arch timm:NAME, "
-                "--arch torchvision:NAME or --factory package.module:function"
-            )
+            return _identified(tensors, config, args, where)
         if library == "factory":
             raise CheckpointError(f"{where}: config.json names a factory; pass --factory {name}")
         arch = f"{library}:{name}"
@@ -191,6 +189,29 @@ def resolve_architecture(
         f", the registry whose keys and shapes match ({len(found)} know the name)" if exact else ""
     )
     return chosen, f"{chosen} from {source}{how}"
+
+
+def _identified(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], args: Mapping[str, Any], where: str
+) -> tuple[Architecture, str]:
+    """Find the one network whose tensors have these names and shapes."""
+    found = identify(tensors)
+    if len(found.exact) == 1:
+        library, _, name = found.exact[0].partition(":")
+        classes = _num_classes(library, name, tensors, config, args)
+        chosen = Architecture(library, name, classes, args)
+        return chosen, f"{chosen}, by names and shapes the one of {found.known} networks that fits"
+    nothing = f"{where}: no config.json with an 'architecture' beside it, and its tensors fit"
+    if found.exact:
+        raise CheckpointError(
+            f"{nothing} {len(found.exact)} networks alike; pass --arch with the one it is of",
+            found.exact,
+        )
+    raise CheckpointError(
+        f"{nothing} none of {found.known} networks; pass --arch timm:NAME, --arch torchvision:NAME "
+        "or --factory package.module:function" + ("; nearest:" if found.nearest else ""),
+        found.nearest,
+    )
 
 
 def own_preprocessing(architecture: Architecture, net: nn.Module) -> Mapping[str, Any]:

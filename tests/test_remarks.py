@@ -16,7 +16,7 @@ from surgeon.operate import operate
 from surgeon.remarks import bound_targets, partly_erased
 from surgeon.report import render_report
 
-MEASURES = Measures(mlp=False)
+MEASURES = Measures(mlp=False, brief=True)
 
 
 def test_a_target_that_is_the_bias_is_named_before_anything_is_removed(planted, toy):
