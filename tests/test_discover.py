@@ -74,7 +74,7 @@ def run(*words):
 
 @pytest.mark.parametrize("method", ["voronoi", "clusters"])
 def test_what_is_written_is_taken(owner, method, monkeypatch):
-    monkeypatch.setattr(moments, "_MARKS", (4, 8))  # a short run, cut shorter
+    monkeypatch.setattr(moments, "_MARKS", (64, 192))  # cut shorter
     found = run("discover", owner, "--labels", owner / "plain.csv", "--method", method)
     assert found.exit_code == 0, found.output
     written = owner / "plain-bias.csv"
