@@ -27,6 +27,7 @@ from surgeon.whole import replacing
 _SHIPPED = "identification.json.gz"
 # Of the hashes of a network's tensors the lowest stand for all: alike networks share many.
 _SKETCH = 24
+_CLASSES = 10  # any number but none: some networks have no head then
 _NEAREST = 3
 
 
@@ -86,13 +87,15 @@ def make_signatures(names: Iterable[str]) -> dict[str, Signature]:
     """
     found = {}
     for name in names:
-        try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                net = _build(name)
-        except Exception:  # of the network's own code, or of a package it wants
-            continue
-        found[name] = signature(net)
+        # Some count their widths with tensors, which have no values on the meta device.
+        for device in ("meta", "cpu"):
+            try:
+                with torch.device(device), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    found[name] = signature(_build(name))
+                break
+            except Exception:  # of the network's own code, or of a package it wants
+                continue
     return found
 
 
@@ -171,7 +174,7 @@ def all_names() -> list[str]:
 def _build(name: str) -> nn.Module:
     library, _, own = name.partition(":")
     if library == "timm":
-        return timm.create_model(own, pretrained=False)
+        return timm.create_model(own, pretrained=False, num_classes=_CLASSES)
     return torchvision.models.get_model(own, weights=None)
 
 

@@ -22,6 +22,8 @@ from surgeon_cli.main import app
 from typer.testing import CliRunner
 
 import surgeon
+import surgeon.architecture
+from surgeon.identification import Match
 
 MODEL = "model.safetensors"
 
@@ -31,6 +33,12 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, ("trapped",)
+
+
+@pytest.fixture(autouse=True)
+def unknown(monkeypatch):
+    """Let a state dict without a config be of no known network."""
+    monkeypatch.setattr(surgeon.architecture, "identify", lambda _: Match((), (), 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +213,8 @@ CASES = {
         words="found 3 label_names, the head has 2", spoil=configure(label_names=["a", "b", "c"])
     ),
     "no config": Case(
-        words="pass --arch timm:NAME", spoil=lambda folder: (folder / "config.json").unlink()
+        words="fit none of 1 networks; pass --arch timm:NAME",
+        spoil=lambda folder: (folder / "config.json").unlink(),
     ),
     "other network": Case(
         words="keys do not fit timm:test_resnet; check --arch",
