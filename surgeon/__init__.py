@@ -27,10 +27,11 @@ from surgeon.export import PROBE_ROWS, Provenance, export
 from surgeon.formats import Formats
 from surgeon.inspection import inspect
 from surgeon.labels import read_labels
+from surgeon.loading import load
 from surgeon.measure import Measures, audit
 from surgeon.methods import DFR, FFW, METHODS, Finetune, Leace, Method
 from surgeon.operate import Outcome, operate
-from surgeon.subject import Subject, find_device, load
+from surgeon.subject import Subject, find_device
 from surgeon.surgery import apply
 from surgeon.train_counts import read_train_counts
 from surgeon.whole import check_out

@@ -23,9 +23,10 @@ from surgeon.checkpoint import file_sha256, write_safetensors
 from surgeon.edit import Edit
 from surgeon.errors import ArtefactError
 from surgeon.formats import Formats, write_programs
+from surgeon.loading import load
 from surgeon.record import Report
 from surgeon.slicing.cut import Cut, cut
-from surgeon.subject import Subject, as_saved_, load
+from surgeon.subject import Subject, as_saved_
 from surgeon.surgery import apply, prove
 from surgeon.whole import fresh_directory
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from surgeon.benchmarks import nets
+from surgeon.loading import load
 from surgeon.sites import unit_sites, weight_sites
-from surgeon.subject import load
 
 # timm name to parameters with ten classes, width of the head's input, side, mean of channel 1.
 KNOWN = {

@@ -10,7 +10,7 @@ import torch
 from surgeon.benchmarks.owner import without_repeats, write_owner
 from surgeon.benchmarks.vanilla import Vanilla, train
 from surgeon.data import read_data
-from surgeon.subject import load
+from surgeon.loading import load
 from tests.tiny_bench import SETTING, part_of, tiny_set
 
 

@@ -10,8 +10,8 @@ import torch
 from surgeon.data import extract, read_data
 from surgeon.demo import make_demo
 from surgeon.errors import ArtefactError
+from surgeon.loading import load
 from surgeon.metrics import group_accuracies
-from surgeon.subject import load
 
 
 @pytest.fixture(scope="module")

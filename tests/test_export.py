@@ -21,10 +21,10 @@ from surgeon.edit import Edit
 from surgeon.errors import ArtefactError
 from surgeon.export import Provenance, export, export_config
 from surgeon.gates import Gates
+from surgeon.loading import load
 from surgeon.methods.base import new_edit
 from surgeon.preprocessing import open_image
 from surgeon.sites import unit_sites, weight_sites
-from surgeon.subject import load
 from surgeon.surgery import apply
 
 # The package's `export` is the function.

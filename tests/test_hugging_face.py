@@ -15,7 +15,7 @@ from surgeon.errors import CheckpointError, OptionError
 from surgeon.export import export
 from surgeon.formats import Formats
 from surgeon.hugging_face import find_checkpoint, label_names, preprocessing
-from surgeon.subject import load
+from surgeon.loading import load
 from surgeon.surgery import apply
 from tests.test_export import random_edit
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from surgeon import identification
 from surgeon.errors import CheckpointError
 from surgeon.identification import Match, all_names, identify, make_signatures, write_index
-from surgeon.subject import load
+from surgeon.loading import load
 
 NAMES = ("timm:test_resnet", "timm:test_vit", "timm:resnet18", "torchvision:resnet18")
 

@@ -19,12 +19,12 @@ from surgeon.errors import CheckpointError, OptionError
 from surgeon.export import export
 from surgeon.formats import Formats
 from surgeon.load_sliced import shrink_
+from surgeon.loading import load
 from surgeon.methods.base import new_edit
 from surgeon.sites import unit_sites
 from surgeon.slicing.cut import CODE, LEAK, SHAPE, SHARED, cut
 from surgeon.slicing.plan import choose, plan
 from surgeon.slicing.trace import trace
-from surgeon.subject import load
 from surgeon.surgery import apply
 from tests.conftest import roughen, subject_of
 from tests.random_nets import SIDE, draw_net

@@ -12,7 +12,8 @@ from torch import nn
 from surgeon import architecture
 from surgeon.errors import CheckpointError, IncompatibleError, OptionError
 from surgeon.identification import Match
-from surgeon.subject import Subject, find_device, find_head, freeze, load
+from surgeon.loading import load
+from surgeon.subject import Subject, find_device, find_head, freeze
 
 SIZE = (3, 64, 64)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from surgeon.bias_head import BiasHead
 from surgeon.data import Rows, extract, read_data
 from surgeon.demo import make_demo
-from surgeon.subject import Subject, load
+from surgeon.loading import load
+from surgeon.subject import Subject
 
 _BATCH = 100
 

@@ -31,12 +31,13 @@ from surgeon.checkpoint import file_sha256
 from surgeon.data import Data, read_data
 from surgeon.errors import ArtefactError, OptionError
 from surgeon.export import as_json
+from surgeon.loading import load
 from surgeon.measure import Measures
 from surgeon.methods import DFR, FFW, METHODS, VCBA, ClusterFix, Leace, Method
 from surgeon.methods.base import Progress
 from surgeon.methods.training import Training
 from surgeon.operate import Announce, config_of
-from surgeon.subject import Subject, find_device, load
+from surgeon.subject import Subject, find_device
 
 
 def _seeded(name: str, seed: int) -> Method:

@@ -20,9 +20,10 @@ from surgeon.edit import Edit, UnitMask
 from surgeon.errors import SurgeonError
 from surgeon.export import export, write_json
 from surgeon.formats import Formats
+from surgeon.loading import load
 from surgeon.methods.base import new_edit
 from surgeon.sites import unit_sites
-from surgeon.subject import Subject, as_saved_, load
+from surgeon.subject import Subject, as_saved_
 from surgeon.surgery import apply
 
 _OFF = 0.3

@@ -15,11 +15,12 @@ from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.checkpoint import write_safetensors
 from surgeon.data import Data, Rows
 from surgeon.groups import Groups, Labels
+from surgeon.loading import load
 from surgeon.methods import FFW
 from surgeon.methods.search import Search
 from surgeon.paired import time_pairs
 from surgeon.recalibrate import batch_statistics
-from surgeon.subject import Subject, load
+from surgeon.subject import Subject
 
 _CLASSES = 10
 # Network, side of the images, rows of a batch.

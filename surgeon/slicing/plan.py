@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,10 @@ def choose(
 def _removable(net: nn.Module, flow: Flow, kept: set[int]) -> Tensor:
     gone = torch.ones(flow.num_groups, dtype=torch.bool)
     gone[[0, *kept]] = False
-    leaks = [_leaks(net, edge) for edge in flow.edges]
+    uses = Counter(edge.parameter for edge in flow.edges)
+    leaks = [
+        _leaks(edge, _takes_bias(net, edge) and uses[edge.parameter] == 1) for edge in flow.edges
+    ]
     while True:
         before = int(gone.sum())
         for edge, leak in zip(flow.edges, leaks, strict=True):
@@ -71,20 +75,18 @@ def _removable(net: nn.Module, flow: Flow, kept: set[int]) -> Tensor:
             return gone
 
 
-def _leaks(net: nn.Module, edge: Edge) -> Tensor:
+def _leaks(edge: Edge, takes_bias: bool) -> Tensor:
     """Return `[groups, O / groups, I]` bool: which output would change if the input went."""
     used = (edge.weight != 0).flatten(2).any(dim=2) if edge.weight.dim() > 2 else edge.weight != 0
     used = used.reshape(edge.groups, -1, used.shape[1])
-    taken_up = edge.constant == 0
-    if _takes_bias(net, edge):
-        taken_up = ~edge.constant.isnan()
+    taken_up = ~edge.constant.isnan() if takes_bias else edge.constant == 0
     return used & ~taken_up[:, None]
 
 
 def _takes_bias(net: nn.Module, edge: Edge) -> bool:
     """Say whether the layer adds a vector of its own, or could."""
     module = net.get_submodule(edge.module)
-    plain = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    plain = isinstance(module, (nn.Linear, *_CONVOLUTIONS))
     return plain and edge.intact and edge.parameter.endswith("weight") and edge.out_axis == 0
 
 

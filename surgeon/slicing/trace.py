@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from surgeon.slicing.calls import Call, opaque
 from surgeon.slicing.marks import FIXED, Edge, Ledger, Mark, constant, fixed
-from surgeon.slicing.rules import RULES, Call, opaque
+from surgeon.slicing.rules import RULES
 
 
 @dataclass(frozen=True, eq=False)
