@@ -96,6 +96,33 @@ class Fixed(nn.Module):
         return self.fc(self.second(x.reshape(len(x), 8, -1, 1)).mean((2, 3)))
 
 
+class Swapped(nn.Module):
+    """Its code names places of channels: with fewer it runs, and computes something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.fc(self.second(torch.cat([x[:, 4:], x[:, :4]], dim=1)).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A convolution, one of groups behind it, a head."""
+
+    def __init__(self, groups=8):
+        super().__init__()
+        self.wide, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.deep, self.deep_norm = nn.Conv2d(8, 8, 3, groups=groups, bias=False), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.norm(self.wide(x)).relu()
+        return self.fc(self.deep_norm(self.deep(x)).relu().mean((2, 3)))
+
+
 def cut_of(net, closed, **settings):
     """Close units of modules, at the module given, and cut."""
     with torch.random.fork_rng(devices=[]):
@@ -127,6 +154,7 @@ def test_a_unit_goes_with_everything_it_feeds():
         (Block, {"inner": ("inner", (3, 6))}, LEAK),
         (lambda: Block(groups=2), {"inner": ("inner_norm", (0, 3))}, SHAPE),
         (Fixed, {"first": ("first", (0, 3))}, CODE),
+        (Swapped, {"first": ("first", (0, 3))}, CODE),
     ],
 )
 def test_what_cannot_go_stays_and_says_why(net, closed, reason):
@@ -144,6 +172,12 @@ def test_a_constant_moves_into_a_new_additive_term():
     assert added.abs().max() > 1e-3
     x = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(made.subject.forward(x)[1], folded.forward(x)[1])
+
+
+def test_a_channel_goes_through_a_depthwise_layer_as_one():
+    _, made = cut_of(Grouped, {"deep": ("deep_norm", (1, 2, 6))})
+    assert made.units == {"wide": (8, 5), "deep": (8, 5)}
+    assert made.subject.net.deep.groups == 5
 
 
 def test_groups_of_a_convolution_stay_of_one_size():
@@ -177,6 +211,7 @@ def test_nothing_off_leaves_the_network_as_it_is(pico):
         ("test_vit", {"blocks.0.attn.qkv": 2, "blocks.0.mlp.fc1": 192}, "blocks.0.attn.proj"),
         ("test_resnet", {"layer1.0.conv1": 32}, "layer1.0.conv2"),
         ("test_convnext", {"stages.0.blocks.0.mlp.fc1": 96}, "stem.0"),
+        (lambda: Grouped(groups=4), {"deep": 4}, "wide"),
     ],
 )
 def test_gates_sit_where_a_unit_can_be_cut(net, wanted, unwanted, pico):
