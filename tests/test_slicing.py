@@ -211,7 +211,7 @@ def test_nothing_off_leaves_the_network_as_it_is(pico):
         ("test_vit", {"blocks.0.attn.qkv": 2, "blocks.0.mlp.fc1": 192}, "blocks.0.attn.proj"),
         ("test_resnet", {"layer1.0.conv1": 32}, "layer1.0.conv2"),
         ("test_convnext", {"stages.0.blocks.0.mlp.fc1": 96}, "stem.0"),
-        (lambda: Grouped(groups=4), {"deep": 4}, "wide"),
+        (lambda: Grouped(groups=4), {"deep": 4}, "fc"),
     ],
 )
 def test_gates_sit_where_a_unit_can_be_cut(net, wanted, unwanted, pico):
