@@ -111,8 +111,7 @@ def _reasons(
 ) -> dict[str, dict[str, int]]:
     makers = torch.zeros(flow.num_groups, dtype=torch.int64)
     for edge in flow.edges:
-        if not (edge.groups > 1 and edge.ins.shape[1] == 1):  # depthwise ones pass channels on
-            makers += torch.bincount(edge.outs, minlength=flow.num_groups)
+        makers += torch.bincount(edge.outs, minlength=flow.num_groups)
     found: dict[str, dict[str, int]] = {}
     for edge in flow.edges:
         switched = off.get(edge.module)

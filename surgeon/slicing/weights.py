@@ -103,8 +103,6 @@ def convolve(ledger: Ledger, args: tuple[Any, ...], mark: Marked, out: Tensor) -
     dims = [0, *range(2, x.dim())]
     ins = ledger.together(entered.channel, dims).reshape(groups, -1)
     outs = ledger.fresh(weight.shape[0])
-    if weight.shape[1] == 1 < groups:  # depthwise: a channel goes through with its outputs
-        ledger.pair(outs.reshape(groups, -1), ins)
     if own.mixed:
         ledger.pair(ins, FIXED)
     for tie in own.ties:
