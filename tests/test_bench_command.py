@@ -99,13 +99,15 @@ def test_the_command_counts_seeds_and_keeps_results_when_interrupted(monkeypatch
     assert seen[-1][0] == Setting(benchmark="multi-color-mnist", seed=0)
 
 
-def test_slicing_says_what_it_cut_and_what_it_refused():
+def test_slicing_says_what_it_cut_and_what_it_refused(tmp_path):
     command = ["bench", "slicing", "--arch", "test_resnet", "--arch", "torchvision:squeezenet1_1"]
+    command += ["--keep", str(tmp_path)]
     table, _, refused = CliRunner().invoke(app, command).stdout.partition("Refused:")
     cells = [cell.strip() for cell in table.strip().splitlines()[-1].strip("|").split("|")]
     assert cells[:4] == ["test_resnet", "304", "91", "0"]
     assert cells[-1] == "yes"
     assert float(cells[-2]) < 1e-12
+    assert (tmp_path / "test_resnet" / "load_sliced.py").is_file()
     assert "torchvision:squeezenet1_1: the network's last layer: expected one linear" in refused
 
 

@@ -115,6 +115,9 @@ def slicing(
         list[str], typer.Option(help="timm name or torchvision:NAME; repeatable; default: 30.")
     ] = [],  # noqa: B006
     off: Annotated[float, typer.Option(min=0, max=1, help="Share of every layer's units.")] = 0.3,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder to leave sliced networks in, one for each name.")
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Cut random units out of networks with random weights, and compare logits."""
@@ -126,7 +129,8 @@ def slicing(
     progress, rows = Progress(quiet=False), []
     for name in arch or ARCHITECTURES:
         progress.stage(name)
-        rows.append(asdict(measure_slicing(name, off=off)))
+        own = keep and keep / name.replace(":", "-")
+        rows.append(asdict(measure_slicing(name, off=off, keep=own)))
     if as_json:
         print_json({"off": off, "architectures": rows})
     else:

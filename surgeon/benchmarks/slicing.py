@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from surgeon.architecture import Architecture
 from surgeon.checkpoint import write_safetensors
@@ -49,13 +50,13 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
-folder = Path(sys.argv[1])
+folder, data = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(folder))
 from load_sliced import load
 torch.set_num_threads(1)
 with torch.no_grad():
-    logits = load(folder)(load_file(folder / "x")["x"])
-    save_file({"logits": getattr(logits, "logits", logits)}, folder / "y")
+    logits = load(folder)(load_file(data / "x")["x"])
+    save_file({"logits": getattr(logits, "logits", logits)}, data / "y")
 """
 
 
@@ -82,7 +83,9 @@ class Sliced:
     """A fresh process without surgeon gives the same logits, bit for bit."""
 
 
-def measure_slicing(name: str, *, off: float = _OFF, seed: int = 0) -> Sliced:
+def measure_slicing(
+    name: str, *, off: float = _OFF, seed: int = 0, keep: Path | None = None
+) -> Sliced:
     """Switch off a random share of an architecture's units, cut them out, and compare logits.
 
     Weights are random, and so are scales, shifts and running statistics of normalisations.
@@ -91,12 +94,14 @@ def measure_slicing(name: str, *, off: float = _OFF, seed: int = 0) -> Sliced:
         name: A timm name, `torchvision:NAME`, or `transformers:vit` or `resnet`.
         off: Share of every layer's units.
         seed: Of weights, masks and images.
+        keep: Folder to leave the sliced network in, for `surgeon report`.
     """
     with TemporaryDirectory() as parent:
         try:
             subject = _random_subject(name, Path(parent), seed)
             edit = _random_edit(subject, off, seed)
-            out = export(subject, edit, Path(parent, "out"), formats=Formats(slice=True))
+            out = keep or Path(parent, "out")
+            export(subject, edit, out, formats=Formats(slice=True))
         except SurgeonError as error:
             return Sliced(name, refused=str(error))
         record = json.loads((out / "surgeon.json").read_text(encoding="utf-8")).get("slice")
@@ -154,8 +159,7 @@ def _compared(name: str, subject: Subject, edit: Edit, out: Path, seed: int) -> 
         others = [copy.deepcopy(s.net).double()(exact) for s in (folded, small)]
         plain = as_saved_(small.net)(x)
     differences = [float((other - gated).abs().max() / gated.abs().max()) for other in others]
-    write_safetensors(out / "x", {"x": x}, {})
-    subprocess.run([sys.executable, "-c", _FRESH, str(out)], check=True, capture_output=True)
+    again = _fresh_logits(out, x)
     masks = [unit.keep for unit in edit.units.values()]
     sizes = [sum(p.numel() for p in net.parameters()) for net in (small.net, subject.net)]
     costs = [multiply_adds(net, x[:1]) for net in (small.net, subject.net)]
@@ -167,5 +171,14 @@ def _compared(name: str, subject: Subject, edit: Edit, out: Path, seed: int) -> 
         multiply_adds=costs[0] / costs[1],
         folded=differences[0],
         sliced=differences[1],
-        reloads=torch.equal(load_file(out / "y")["logits"], plain),
+        reloads=torch.equal(again, plain),
     )
+
+
+def _fresh_logits(out: Path, x: Tensor) -> Tensor:
+    """Load the folder in another process, without surgeon, and return its logits."""
+    with TemporaryDirectory() as folder:
+        write_safetensors(Path(folder, "x"), {"x": x}, {})
+        command = [sys.executable, "-c", _FRESH, str(out), folder]
+        subprocess.run(command, check=True, capture_output=True)
+        return load_file(Path(folder, "y"))["logits"]
