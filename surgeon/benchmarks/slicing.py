@@ -53,7 +53,7 @@ from safetensors.torch import load_file, save_file
 folder, data = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(folder))
 from load_sliced import load
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[3]))
 with torch.no_grad():
     logits = load(folder)(load_file(data / "x")["x"])
     save_file({"logits": getattr(logits, "logits", logits)}, data / "y")
@@ -179,6 +179,7 @@ def _fresh_logits(out: Path, x: Tensor) -> Tensor:
     """Load the folder in another process, without surgeon, and return its logits."""
     with TemporaryDirectory() as folder:
         write_safetensors(Path(folder, "x"), {"x": x}, {})
-        command = [sys.executable, "-c", _FRESH, str(out), folder]
+        threads = str(torch.get_num_threads())
+        command = [sys.executable, "-c", _FRESH, str(out), folder, threads]
         subprocess.run(command, check=True, capture_output=True)
         return load_file(Path(folder, "y"))["logits"]
