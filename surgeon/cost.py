@@ -110,8 +110,12 @@ def _size(subject: Subject) -> Size:
     return Size(
         parameters=sum(p.numel() for p in subject.net.parameters()),
         multiply_adds=multiply_adds(subject.net, _noise(subject, 1)),
-        tensor_bytes=sum(t.numel() * t.element_size() for t in subject.tensors().values()),
+        tensor_bytes=_tensor_bytes(subject),
     )
+
+
+def _tensor_bytes(subject: Subject) -> int:
+    return sum(t.numel() * t.element_size() for t in subject.tensors().values())
 
 
 def _noise(subject: Subject, n: int) -> Tensor:
@@ -148,7 +152,7 @@ def _speed(full: Subject, edited: Subject, batch: int) -> Speed:
 
 
 def _peak(subject: Subject, x: Tensor) -> int:
-    kept = sum(t.numel() * t.element_size() for t in subject.tensors().values())
+    kept = _tensor_bytes(subject)
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(subject.device)
         before = torch.cuda.memory_allocated(subject.device)

@@ -84,29 +84,25 @@ class Block(nn.Module):
 
 
 class Fixed(nn.Module):
-    """Its code names the width of a layer."""
+    """Its code names numbers of a layer's channels between two layers."""
 
-    def __init__(self):
+    def __init__(self, arrange):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
-        self.fc = nn.Linear(6, 2)
+        self.fc, self.arrange = nn.Linear(6, 2), arrange
 
     def forward(self, x):
-        x = self.first(x).relu()
-        return self.fc(self.second(x.reshape(len(x), 8, -1, 1)).mean((2, 3)))
+        return self.fc(self.second(self.arrange(self.first(x).relu())).mean((2, 3)))
 
 
-class Swapped(nn.Module):
-    """Its code names places of channels: with fewer it runs, and computes something else."""
+def reshaped(x):
+    """Name the width."""
+    return x.reshape(len(x), 8, -1, 1)
 
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
-        self.fc = nn.Linear(6, 2)
 
-    def forward(self, x):
-        x = self.first(x).relu()
-        return self.fc(self.second(torch.cat([x[:, 4:], x[:, :4]], dim=1)).mean((2, 3)))
+def swapped(x):
+    """Name places: with fewer channels it runs, and computes something else."""
+    return torch.cat([x[:, 4:], x[:, :4]], dim=1)
 
 
 class Grouped(nn.Module):
@@ -153,8 +149,8 @@ def test_a_unit_goes_with_everything_it_feeds():
         # The normalisation behind it makes a constant, which a padding cuts off at the border.
         (Block, {"inner": ("inner", (3, 6))}, LEAK),
         (lambda: Block(groups=2), {"inner": ("inner_norm", (0, 3))}, SHAPE),
-        (Fixed, {"first": ("first", (0, 3))}, CODE),
-        (Swapped, {"first": ("first", (0, 3))}, CODE),
+        (lambda: Fixed(reshaped), {"first": ("first", (0, 3))}, CODE),
+        (lambda: Fixed(swapped), {"first": ("first", (0, 3))}, CODE),
     ],
 )
 def test_what_cannot_go_stays_and_says_why(net, closed, reason):

@@ -112,7 +112,7 @@ def refit(device: opt.Device = "cpu", as_json: opt.Json = False) -> None:
 @reports_errors
 def slicing(
     arch: Annotated[
-        list[str], typer.Option(help="timm name or torchvision:NAME; repeatable; default: 30.")
+        list[str], typer.Option(help="timm name or torchvision:NAME; repeatable; default: many.")
     ] = [],  # noqa: B006
     off: Annotated[float, typer.Option(min=0, max=1, help="Share of every layer's units.")] = 0.3,
     keep: Annotated[

@@ -108,7 +108,12 @@ def measure_slicing(
         if record is None:
             return Sliced(name, refused="no unit can be cut out exactly")
         left = sum(sum(own.values()) for own in record["off_but_left"].values())
-        return replace(_compared(name, subject, edit, out, seed), off_but_left=left)
+        sizes = record["parameters"]
+        return replace(
+            _compared(name, subject, edit, out, seed),
+            off_but_left=left,
+            parameters=sizes["left"] / sizes["base"],
+        )
 
 
 def _random_subject(name: str, folder: Path, seed: int) -> Subject:
@@ -161,13 +166,11 @@ def _compared(name: str, subject: Subject, edit: Edit, out: Path, seed: int) -> 
     differences = [float((other - gated).abs().max() / gated.abs().max()) for other in others]
     again = _fresh_logits(out, x)
     masks = [unit.keep for unit in edit.units.values()]
-    sizes = [sum(p.numel() for p in net.parameters()) for net in (small.net, subject.net)]
     costs = [multiply_adds(net, x[:1]) for net in (small.net, subject.net)]
     return Sliced(
         name,
         units=sum(map(len, masks)),
         off=sum(int((~mask).sum()) for mask in masks),
-        parameters=sizes[0] / sizes[1],
         multiply_adds=costs[0] / costs[1],
         folded=differences[0],
         sliced=differences[1],

@@ -78,8 +78,6 @@ class Ledger:
     met: list[Tensor] = field(default_factory=list)
     """`[2, n]` int64: a parameter element and the channel it acts on."""
     edges: list[Edge] = field(default_factory=list)
-    opaque: dict[str, int] = field(default_factory=dict)
-    """Operations that no rule is known for, with counts."""
 
     def __post_init__(self) -> None:
         tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}

@@ -29,13 +29,11 @@ class Flow:
         edges: Every use of a weight, in order; its channels are the numbers of groups.
         acts: Parameter name to `[numel]` int64, the group each element acts on, 0 where it acts
             on several or on none.
-        opaque: Operations that no rule is known for, with counts.
     """
 
     num_groups: int
     edges: tuple[Edge, ...]
     acts: Mapping[str, Tensor]
-    opaque: Mapping[str, int]
 
 
 class _Trace(TorchDispatchMode):
@@ -88,8 +86,6 @@ class _Trace(TorchDispatchMode):
             marks: Any = constant(outs[0].shape)
         else:
             rule = RULES.get(name.removesuffix("_") if func._schema.is_mutable else name)
-            if rule is None:
-                self.ledger.opaque[name] = self.ledger.opaque.get(name, 0) + 1
             marks = (rule or opaque)(call)
         marks = marks if isinstance(marks, list) else [marks]
         if func._schema.is_mutable:
@@ -150,7 +146,7 @@ def _grouped(ledger: Ledger) -> Flow:
         Edge(**{**vars(edge), "outs": group[edge.outs], "ins": group[edge.ins.clamp_min(0)]})
         for edge in ledger.edges
     )
-    return Flow(int(count), edges, _acts(ledger, group), dict(ledger.opaque))
+    return Flow(int(count), edges, _acts(ledger, group))
 
 
 def _acts(ledger: Ledger, group: Tensor) -> dict[str, Tensor]:
