@@ -15,6 +15,7 @@ from torch import Tensor
 
 from surgeon.checkpoint import read_safetensors, write_safetensors
 from surgeon.errors import ArtefactError, CheckpointError
+from surgeon.head import Head
 
 VERSION = 1
 
@@ -122,7 +123,7 @@ class Edit:
     base_sha256: str
     architecture: str
     method: str
-    head_name: str
+    head: Head
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     """Parameter name to bool mask of its shape, True keeps."""
     units: Mapping[str, UnitMask] = field(default_factory=dict)
@@ -167,16 +168,10 @@ class Edit:
         for name, value in {**self.buffers, **self.updates}.items():
             new[name] = value.to(tensors[name])
         if self.erasure is not None:
-            weight, bias_term = f"{self.head_name}.weight", f"{self.head_name}.bias"
-            old = current(bias_term) if bias_term in tensors else None
-            new[weight], folded = self.erasure.fold(current(weight), old)
-            if old is None and bool(folded.abs().max() > 0):
-                raise ArtefactError(
-                    f"{self.head_name}: has no additive term to take up the erasure's mean; "
-                    "pass --no-erase-head"
-                )
-            if old is not None:
-                new[bias_term] = folded
+            now = {**tensors, **new}
+            self.head.check(now, "an erasure")
+            folded = self.erasure.fold(self.head.weight(now), self.head.bias_term(now))
+            new |= self.head.replaced(*folded, now)
         return new
 
     def save(self, path: Path) -> None:
@@ -196,7 +191,7 @@ class Edit:
             "method": self.method,
             "shapes": shapes,
             "parts": {
-                "head": self.head_name,
+                "head": list(self.head.modules),
                 "units": {
                     name: [_fold_entry(fold) for fold in unit.folds]
                     for name, unit in self.units.items()
@@ -241,11 +236,12 @@ def _rebuild(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Edit:
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
     shapes, folds = record["shapes"], record["parts"]["units"]
+    head = record["parts"]["head"]  # of one module, a name, in files of earlier versions
     return Edit(
         base_sha256=record["base_sha256"],
         architecture=record["architecture"],
         method=record["method"],
-        head_name=record["parts"]["head"],
+        head=Head((head,) if isinstance(head, str) else tuple(head)),
         masks={n: unpack(t, shapes[f"mask.{n}"]) for n, t in parts.get("mask", {}).items()},
         units={
             n: UnitMask(unpack(t, shapes[f"unit.{n}"]), tuple(Fold(*f) for f in folds[n]))

@@ -42,7 +42,7 @@ def inspect(subject: Subject, labels: Labels | None = None) -> dict[str, Any]:
         "num_classes": subject.num_classes,
         "label_names": list(subject.label_names) if subject.label_names else None,
         "num_features": subject.num_features,
-        "head": subject.head_name,
+        "head": str(subject.head),
         "parameters": sum(p.numel() for p in subject.net.parameters()),
         "gateable_weights": gated_weights,
         "gateable_units": sum(layer["units"] for layer in layers),

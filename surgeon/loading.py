@@ -20,9 +20,10 @@ from surgeon.architecture import (
 )
 from surgeon.checkpoint import Checkpoint, read_checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.head import find_head
 from surgeon.load_sliced import shrink_
 from surgeon.preprocessing import Preprocessing
-from surgeon.subject import Subject, find_device, find_head, freeze
+from surgeon.subject import Subject, find_device, freeze
 
 
 def load(
@@ -50,7 +51,7 @@ def load(
 
     Raises:
         CheckpointError: The file cannot be read or does not fit the architecture.
-        IncompatibleError: The network does not end in one linear layer.
+        IncompatibleError: The network does not end in a linear layer.
         OptionError: Unknown architecture, device or preprocessing value.
     """
     target = find_device(device)
@@ -74,15 +75,14 @@ def load(
     prepared = _preprocessing(
         own_preprocessing(architecture, net), read.config, preprocessing or {}
     )
-    head_name = find_head(net, prepared.input_size)
-    head = net.get_submodule(head_name)
-    assert isinstance(head, nn.Linear)
+    head = find_head(net, prepared.input_size)
+    classes = len(head.weight(net.state_dict()))
     return Subject(
         net=net.to(target),
-        head_name=head_name,
-        architecture=replace(architecture, num_classes=head.out_features),
+        head=head,
+        architecture=replace(architecture, num_classes=classes),
         preprocessing=prepared,
-        label_names=_label_names(read.config, head.out_features, read.path),
+        label_names=_label_names(read.config, classes, read.path),
         path=read.path,
         sha256=read.sha256,
         config=read.config,

@@ -63,11 +63,6 @@ class Ruler:
         """Bias column to who decided which target its values pull toward."""
         return dict(zip(self.data.report.groups.columns, self.alignment.source, strict=True))
 
-    @property
-    def complete(self) -> bool:
-        """Whether the head has the additive term that last-layer retraining and erasure move."""
-        return self.subject.head.bias is not None
-
     def audit(
         self, edit: Edit | None = None, *, mlp: bool = False, rows: Rows | None = None
     ) -> Audit:
@@ -100,7 +95,7 @@ class Ruler:
         """Return the edit by its row's name, last, after the same with or without an erasure."""
         found = {_row_name(edit): edit}
         # A new head alone may be erased too: where the search found no mask.
-        if self.complete and (edit.masked or (edit.erasure and edit.updates)):
+        if self.subject.head_is_free and (edit.masked or (edit.erasure and edit.updates)):
             erased = edit.erasure is not None
             other = (
                 edit.without("erasure") if erased else with_erasure(self.subject, self.data, edit)
@@ -174,11 +169,11 @@ def controlled(ruler: Ruler, edit: Edit, seconds: float) -> Controlled:
         seconds: What its fit took.
     """
     vanilla, edited = ruler.audit(mlp=True), ruler.audit(edit, mlp=True)
-    complete = ruler.complete
+    obstacle = ruler.subject.head.obstacle(ruler.subject.head_tensors)
     rows = [Operation("vanilla", vanilla.to_json(), _NO_MASK, 0.0)]
     brief = ruler.measures.brief
-    baselines: list[Method] = [DFR()] if complete else []
-    if complete and not brief:
+    baselines: list[Method] = [] if obstacle else [DFR()]
+    if not (obstacle or brief):
         baselines.insert(0, Leace())
     if ruler.measures.with_finetune and not brief:
         baselines.append(_finetune(ruler.measures))
@@ -188,11 +183,11 @@ def controlled(ruler: Ruler, edit: Edit, seconds: float) -> Controlled:
             row, audits[method.name] = _fitted_row(ruler, method)
             rows.append(row)
     if edit.masked and not brief:
-        rows += _control_rows(ruler, edit, erase=complete)
+        rows += _control_rows(ruler, edit, erase=not obstacle)
     *others, (name, _) = ruler.variants(edit).items()
     rows += [ruler.row(other, variant, seconds, mlp=True) for other, variant in others]
     exported = ruler.describe(name, edit, edited, seconds)
-    notes = [] if complete else ["the head has no additive term: no row with erasure, dfr or leace"]
+    notes = [f"{obstacle}: no row with erasure, dfr or leace"] if obstacle else []
     return Controlled((*rows, exported), vanilla, edited, tuple(notes), audits)
 
 

@@ -37,7 +37,7 @@ def weight_sites(subject: Subject, *, gate_head: bool = False) -> list[GateSite]
     """
     sites = []
     for name, module in subject.net.named_modules():
-        if name == subject.head_name and not gate_head:
+        if name in subject.head.modules and not gate_head:
             continue
         parameters = ["weight"] if isinstance(module, _GATED) else []
         if isinstance(module, nn.MultiheadAttention):
@@ -97,7 +97,7 @@ def unit_sites(subject: Subject) -> list[GateSite]:
 def _single_sites(subject: Subject, followers: dict[str, str]) -> list[GateSite]:
     modules, sites = dict(subject.net.named_modules()), []
     for name, module in modules.items():
-        if isinstance(module, _GATED) and name != subject.head_name:
+        if isinstance(module, _GATED) and name not in subject.head.modules:
             folds = _unit_folds(modules, name, followers.get(name))
             if folds:
                 sites.append(GateSite(name, (module.weight.shape[0],), folds))
@@ -216,7 +216,8 @@ def _followers(subject: Subject) -> dict[str, str]:
                 found[source] = names[module]
             return
         linear = isinstance(module, nn.Linear) and isinstance(modules[source], nn.Linear)
-        if linear and not direct and names[module] != subject.head_name and whole is inputs[0]:
+        ends = names[module] in subject.head.modules
+        if linear and not direct and not ends and whole is inputs[0]:
             found.setdefault(source, names[module])
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

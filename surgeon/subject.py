@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
-from surgeon.architecture import (
-    Architecture,
-)
-from surgeon.errors import IncompatibleError, OptionError
+from surgeon.architecture import Architecture
+from surgeon.errors import OptionError
+from surgeon.head import Head
 from surgeon.preprocessing import Preprocessing
 
 
@@ -31,8 +31,8 @@ class Subject:
 
     net: nn.Module
     """The network, eval mode, `requires_grad` off."""
-    head_name: str
-    """Module name of the last linear layer."""
+    head: Head
+    """The last linear layer."""
     architecture: Architecture
     preprocessing: Preprocessing
     label_names: tuple[str, ...] | None
@@ -50,26 +50,33 @@ class Subject:
     """Of a sliced network: module name to what its code reads beside its tensors."""
 
     @property
-    def head(self) -> nn.Linear:
-        """The last linear layer."""
-        module = self.net.get_submodule(self.head_name)
-        assert isinstance(module, nn.Linear)
-        return module
+    def head_tensors(self) -> dict[str, Tensor]:
+        """The head's parameters by name, not copied."""
+        return {
+            f"{module}.{name}": tensor.detach()
+            for module in self.head.modules
+            for name, tensor in self.net.get_submodule(module).named_parameters()
+        }
+
+    @property
+    def head_is_free(self) -> bool:
+        """Whether an erasure or a new head can be folded in."""
+        return self.head.obstacle(self.head_tensors) is None
 
     @property
     def num_classes(self) -> int:
         """Outputs of the head."""
-        return self.head.out_features
+        return len(self.head.weight(self.head_tensors))
 
     @property
     def num_features(self) -> int:
         """Width D of the bottleneck."""
-        return self.head.in_features
+        return self.head.weight(self.head_tensors).shape[1]
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.head.weight.device
+        return next(self.net.parameters()).device
 
     def forward(
         self, x: Tensor, overrides: Mapping[str, Tensor] | None = None
@@ -83,16 +90,24 @@ class Subject:
         Returns:
             Bottleneck `[n, D]` and logits `[n, C]`, float32.
         """
-        seen: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        entered: dict[str, Tensor] = {}
+
+        def note(name: str) -> RemovableHandle:
+            def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                entered[name] = inputs[0]
+
+            return self.net.get_submodule(name).register_forward_pre_hook(enter)
+
+        handles = [note(name) for name in self.head.modules]
         try:
             with torch.autocast(
                 self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
             ):
                 logits = functional_call(self.net, dict(overrides or {}), (x,))
         finally:
-            handle.remove()
-        return seen[-1].float(), logits.float()
+            for handle in handles:
+                handle.remove()
+        return self.head.features(entered).float(), logits.float()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and persistent buffer by name, not copied."""
@@ -164,53 +179,3 @@ def as_saved_(net: nn.Module) -> nn.Module:
     for parameter in net.parameters():
         parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
     return net
-
-
-def find_head(net: nn.Module, input_size: Iterable[int]) -> str:
-    """Find the linear layer whose output is the network's output.
-
-    Args:
-        net: Network in eval mode.
-        input_size: Channels, height, width.
-
-    Returns:
-        Its module name.
-
-    Raises:
-        IncompatibleError: The network does not run on that size, or does not end in one linear
-            layer on one vector per image.
-    """
-    outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    names = {module: name for name, module in net.named_modules()}
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.setdefault(names[module], []).append((inputs[0], output))
-
-    handles = [m.register_forward_hook(note) for m in names if isinstance(m, nn.Linear)]
-    size = tuple(input_size)
-    try:
-        with torch.no_grad():
-            logits = net(torch.zeros(1, *size, device=next(net.parameters()).device))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise IncompatibleError(
-            f"the network does not run on one image of size {size} "
-            f"({str(error).splitlines()[0]}); pass --input-size"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not isinstance(logits, Tensor):
-        raise IncompatibleError(f"the network returns a {type(logits).__name__}, expected logits")
-    for name, calls in outputs.items():
-        entered, left = calls[-1]
-        if left.data_ptr() == logits.data_ptr() and left.shape == logits.shape:
-            if entered.dim() == 2 and len(calls) == 1:
-                return name
-            raise IncompatibleError(
-                f"head '{name}': found input of shape {list(entered.shape)} in {len(calls)} calls, "
-                "expected one vector per image, once"
-            )
-    raise IncompatibleError(
-        "the network's last layer: expected one linear layer whose output is the logits; networks "
-        "that end otherwise are not supported"
-    )

@@ -110,10 +110,9 @@ def prove(subject: Subject, edit: Edit, folded: Subject, x: Tensor) -> float:
     gated = edit.without("erasure").changes(subject.tensors())
     features, logits = plain.forward(x, gated)
     if edit.erasure is not None:
-        name = subject.head_name
-        weight = gated.get(f"{name}.weight", subject.head.weight)
-        bias_term = gated.get(f"{name}.bias", subject.head.bias)
-        logits = linear(edit.erasure(features), weight, bias_term)
+        now = {**subject.head_tensors, **gated}
+        erased = edit.erasure(features)
+        logits = linear(erased, subject.head.weight(now), subject.head.bias_term(now))
     found = other.forward(x)[1]
     difference = float((found - logits).abs().max() / logits.abs().max().clamp_min(1e-12))
     if not difference <= _TOLERANCE:

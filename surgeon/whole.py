@@ -64,7 +64,8 @@ def check_out(
                 f"{out}: is not an earlier result (no {marker} in it), so --force does not "
                 "replace it; pass another --out"
             )
-        inside = [str(p) for p in inputs if out.resolve() in p.resolve().parents]
+        places = {p: p.resolve() for p in inputs}
+        inside = [str(p) for p, at in places.items() if out.resolve() in (at, *at.parents)]
         if inside:
             raise ArtefactError(f"{out}: holds an input of this run; pass another --out", inside)
     parent = out.absolute().parent

@@ -20,13 +20,14 @@ from surgeon.architecture import Architecture
 from surgeon.data import Data, Rows, extract
 from surgeon.findings import ProbeScore
 from surgeon.groups import Groups, Labels
+from surgeon.head import find_head
 from surgeon.images import Images
 from surgeon.methods import FFW
 from surgeon.methods.base import device_changes
 from surgeon.methods.training import Pass
 from surgeon.preprocessing import Preprocessing
 from surgeon.probes import Prober
-from surgeon.subject import Subject, find_head, freeze
+from surgeon.subject import Subject, freeze
 
 # A busy machine is no failure, and a failure comes back on the next run.
 settings.register_profile("surgeon", deadline=None, derandomize=True, database=None)
@@ -78,7 +79,7 @@ def subject_of(net: nn.Module, side: int, library: str = "factory", name: str = 
     prepared = Preprocessing((3, side, side), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "center")
     net = freeze(net)
     head = find_head(net, prepared.input_size)
-    classes = net.get_submodule(head).out_features
+    classes = len(head.weight(net.state_dict()))
     architecture = Architecture(library, name, classes)
     return Subject(net, head, architecture, prepared, None, Path("toy.safetensors"), "0" * 64)
 

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 import surgeon
 import surgeon.architecture
+from surgeon.head import Head
 from surgeon.identification import Match
 
 MODEL = "model.safetensors"
@@ -148,7 +149,11 @@ def factories(folder):
 
 
 def edit(**fields):
-    known = {"architecture": "timm:test_efficientnet", "method": "ffw", "head_name": "classifier"}
+    known = {
+        "architecture": "timm:test_efficientnet",
+        "method": "ffw",
+        "head": Head(("classifier",)),
+    }
     return lambda folder: surgeon.Edit(**{**known, **fields}).save(folder / "edit.safetensors")
 
 

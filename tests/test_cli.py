@@ -346,10 +346,26 @@ def test_report_shows_tables_and_costs(copy):
     assert "images: no surgeon.json in it" in wrong.stderr
 
 
-def test_a_network_given_as_folder_leaves_its_result_beside_it(copy, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("..", "../../home-debiased"),
+        ("local-dir:..", "../../home-debiased"),
+        ("hf-hub:owner/cats.v1@refs/pr/1", "cats.v1-debiased"),
+    ],
+)
+def test_without_out_a_result_lies_beside_its_network_or_here(copy, monkeypatch, name, place):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(copy))
     monkeypatch.chdir(copy / "images")
-    done("apply .. ../out/edit.safetensors")
-    assert (copy.parent / "home-debiased" / MODEL).is_file()
+    done(f"apply {name} ../out/edit.safetensors")
+    assert (Path(place) / MODEL).is_file()
+
+
+def test_a_folder_given_as_local_dir_is_not_replaced_by_its_result(copy):
+    shutil.copy("out/edit.safetensors", "edit.safetensors")
+    wrong = run("apply local-dir:out edit.safetensors --out out --force")
+    assert wrong.exit_code == 1
+    assert "out: holds an input of this run" in wrong.stderr
 
 
 def test_audit_prints_one_object(copy, no_probes):

@@ -130,7 +130,7 @@ def test_a_checkpoint_that_nothing_betters_is_shipped_as_it_is(owner, tmp_path, 
     subject, data = owner
 
     def ruin(self, subject, *_, **__):
-        weight = f"{subject.head_name}.weight"
+        weight = f"{subject.head}.weight"
         return new_edit(subject, "leace", updates={weight: -subject.tensors()[weight]})
 
     monkeypatch.setattr(Leace, "fit", ruin)

@@ -65,14 +65,12 @@ def test_every_encoder_weight_is_gated_and_nothing_else(subject):
     expected = {
         name
         for name, value in subject.net.named_parameters()
-        if value.dim() >= 2
-        and name.endswith("weight")
-        and not name.startswith(f"{subject.head_name}.")
+        if value.dim() >= 2 and name.endswith("weight") and not name.startswith(f"{subject.head}.")
     }
     assert set(sites) == expected
     assert all(tuple(tensors[name].shape) == shape for name, shape in sites.items())
     head = {site.name for site in weight_sites(subject, gate_head=True)} - expected
-    assert head == {f"{subject.head_name}.weight"}
+    assert head == {f"{subject.head}.weight"}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_dropped_feature_counts_as_its_mean(toy):
     )
     torch.testing.assert_close(after.logits.mean(0), before.logits.mean(0))
     features = torch.where(kept(edit), before.features, before.features.mean(0))
-    head = toy.subject.head
+    head = toy.subject.net.fc
     torch.testing.assert_close(after.logits, features @ head.weight.T + head.bias)
     assert torch.equal(apply(toy.subject, edit).tensors()[HEAD][:, ~kept(edit)], torch.zeros(2, 7))
 

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RANKS = {
     "errors": 0,
+    "head": 1,
     "hugging_face": 0.5,
     "metrics": 0,
     "identification": 1.1,
@@ -72,6 +73,7 @@ RANKS = {
     "methods.": 5.1,
     "methods": 5.2,
     "slicing.cut": 6,
+    "views": 6,
     "slicing": 6.1,
     "surgery": 6,
     "record": 7,

@@ -117,7 +117,7 @@ def test_fit_changes_nothing_and_reads_no_report_row(name, small):
     records = []
     edit = method(name, subject).fit(subject, data, progress=records.append)
     assert isinstance(edit, Edit)
-    assert (edit.base_sha256, edit.head_name) == (subject.sha256, "fc")
+    assert (edit.base_sha256, edit.head.modules) == (subject.sha256, ("fc",))
     assert edit.method in METHODS
     assert subject.fingerprint() == print_before
     assert state(subject) == state_before

@@ -14,7 +14,7 @@ from PIL import Image
 
 import surgeon
 from surgeon.edit import Edit
-from surgeon.errors import ArtefactError, LabelError
+from surgeon.errors import IncompatibleError, LabelError
 from surgeon.measure import Measures, audit, measure
 from surgeon.methods import DFR, FFW
 from surgeon.methods.base import with_erasure
@@ -245,12 +245,12 @@ def test_fitted_on_cuda_under_autocast_predicts_the_same_on_both_devices(toy, tm
 
 def test_a_head_without_additive_term_is_masked_and_nothing_is_erased(toy):
     bare = copy.deepcopy(toy.subject.net)
-    bare.get_submodule(toy.subject.head_name).bias = None
+    bare.get_submodule(str(toy.subject.head)).bias = None
     subject = replace(toy.subject, net=bare)
     quick = Measures(mlp=False)
-    found = operate(subject, toy.data, FFW(epochs=1, erase_head=False), measures=quick).report
+    found = operate(subject, toy.data, FFW(epochs=1), measures=quick).report
     names = [row.name for row in found.operations]
     assert names == ["vanilla", "random", "magnitude", "ffw"]
     assert any("no additive term" in note for note in found.notes)
-    with pytest.raises(ArtefactError, match="--no-erase-head"):
-        operate(subject, toy.data, FFW(epochs=1), measures=quick)
+    with pytest.raises(IncompatibleError, match="an erasure cannot be folded in"):
+        operate(subject, toy.data, FFW(epochs=1, erase_head=True), measures=quick)

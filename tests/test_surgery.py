@@ -33,7 +33,7 @@ def edit_of(subject, kind, seed=0):
         subject.sha256,
         str(subject.architecture),
         "test",
-        subject.head_name,
+        subject.head,
         masks=gates.masks(),
         units=gates.units(),
         erasure=Erasure(left, torch.linalg.pinv(left), mean),
@@ -61,8 +61,10 @@ def test_gated_network_equals_the_folded_one(name, kind, pico):
     with torch.no_grad():
         overrides = gates.overrides()
         features, logits = subject.forward(x, overrides)
-        head = [overrides.get(f"{subject.head_name}.weight", subject.head.weight)]
-        erased = linear(edit.erasure(features), head[0], subject.head.bias)
+        now = {**subject.head_tensors, **overrides}
+        erased = linear(
+            edit.erasure(features), subject.head.weight(now), subject.head.bias_term(now)
+        )
         masked = apply(subject, edit.without("erasure"))
         whole = apply(subject, edit)
         close(masked.forward(x)[1], logits)

@@ -14,8 +14,19 @@ if TYPE_CHECKING:
     from surgeon import Data, Formats, Measures, Method, Subject
 
 
+def on_disk(checkpoint: Path) -> Path:
+    """Return the path of a checkpoint that is given as `local-dir:PATH`."""
+    return Path(str(checkpoint).removeprefix("local-dir:"))
+
+
 def beside(checkpoint: Path, what: str) -> Path:
-    """Return `<stem>-<what>` beside a checkpoint file, `<dir>-<what>` for a directory."""
+    """Return `<stem>-<what>` beside a checkpoint file, `<dir>-<what>` for a directory.
+
+    For `hf-hub:OWNER/NAME` it is `NAME-<what>` in the working directory.
+    """
+    if str(checkpoint).startswith("hf-hub:"):
+        return Path(f"{Path(str(checkpoint).partition('@')[0]).name}-{what}")
+    checkpoint = on_disk(checkpoint)
     name = checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem
     return (checkpoint.resolve() if checkpoint.is_dir() else checkpoint).with_name(f"{name}-{what}")
 
@@ -51,7 +62,7 @@ def read_and_operate(
     import surgeon
 
     where = output.out or beside(checkpoint, "debiased")
-    surgeon.check_out(where, force=output.force, inputs=(checkpoint, bias_labels))
+    surgeon.check_out(where, force=output.force, inputs=(on_disk(checkpoint), bias_labels))
     progress = Progress(quiet=output.quiet)
     progress.stage(f"reading {checkpoint} and {bias_labels}")
     subject = flags.network.load(checkpoint, flags.compute)

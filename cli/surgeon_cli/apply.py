@@ -10,7 +10,7 @@ import typer
 from surgeon_cli import _options as opt
 from surgeon_cli._errors import reports_errors
 from surgeon_cli._groups import takes_groups
-from surgeon_cli._run import beside, tell_written
+from surgeon_cli._run import beside, on_disk, tell_written
 
 
 @reports_errors
@@ -29,7 +29,7 @@ def apply(
     import surgeon
 
     formats, where = shapes.read(), out or beside(base, "debiased")
-    surgeon.check_out(where, force=force, inputs=(base, edit))
+    surgeon.check_out(where, force=force, inputs=(on_disk(base), edit))
     subject = network.load(base, opt.ComputeOnCpuFlags(amp=False))
     change = surgeon.Edit.load(edit)
     left_out = [

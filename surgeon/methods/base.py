@@ -46,7 +46,7 @@ class Method(ABC):
 
 def new_edit(subject: Subject, method: str, **parts: Any) -> Edit:
     """Bind the parts of an edit to its base."""
-    return Edit(subject.sha256, str(subject.architecture), method, subject.head_name, **parts)
+    return Edit(subject.sha256, str(subject.architecture), method, subject.head, **parts)
 
 
 def with_recalibration(

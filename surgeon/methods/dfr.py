@@ -44,9 +44,8 @@ class DFR(Method):
         """Fit a logistic regression per strength and keep the best on select rows."""
         if self.recipe == "paper":
             strengths = self.strengths or _PAPER_STRENGTHS
-            updates = refit_head_on_subsets(
-                subject, data, strengths, refits=_REFITS, seed=self.seed
-            )
+            head = refit_head_on_subsets(subject, data, strengths, refits=_REFITS, seed=self.seed)
         else:
-            updates = refit_head(subject, data, self.strengths or STRENGTHS)
+            head = refit_head(subject, data, self.strengths or STRENGTHS)
+        updates = subject.head.replaced(*head, subject.head_tensors)
         return new_edit(subject, self.name, updates=updates)

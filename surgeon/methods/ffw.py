@@ -107,7 +107,7 @@ class FFW(Method):
     recalibrate: bool | None = None
     """Carry recalibrated BatchNorm statistics (paper: no)."""
     erase_head: bool | None = None
-    """Fold the closed-form erasure into the head (paper: no)."""
+    """Fold the closed-form erasure into the head; by default where it fits in (paper: no)."""
     refit_head: bool | None = None
     """End with last-layer retraining on what the head is given; by default where that has the
     smaller loss on select rows (paper: no)."""
@@ -153,6 +153,9 @@ class FFW(Method):
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Search the mask on fit rows, choose on select rows, and finish the edit."""
         settings = self.settings()
+        if self.erase_head:
+            subject.head.check(subject.head_tensors, "an erasure")
+        settings = replace(settings, erase_head=settings.erase_head and subject.head_is_free)
         augmentation = None if self.recipe == "paper" else harmless(subject, data, seed=self.seed)
         search = Search(
             subject,
@@ -185,7 +188,7 @@ class FFW(Method):
 
         if self.refit_head:
             return with_new_head(subject, data, masked)
-        if not settings.keep_best or subject.head.bias is None:
+        if not settings.keep_best or not subject.head_is_free:
             return masked
         found = [masked]
         if self.refit_head is None and not self.gate_head:

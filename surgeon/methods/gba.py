@@ -54,7 +54,12 @@ class AdversarialTraining(Training):
         """
 
     def new_objective(self, subject: Subject, data: Data) -> Objective:
-        """Return the cross-entropy behind the mask less the discriminators'."""
+        """Return the cross-entropy behind the mask less the discriminators'.
+
+        Raises:
+            IncompatibleError: The head is not linear.
+        """
+        subject.head.check_linear(self.name)
         device = subject.device
         targets = data.fit.groups.target.to(device)
         opponents = self._opponents(subject, data)

@@ -42,7 +42,12 @@ class GBAMask(Method):
         check_share("sparsity", self.sparsity)
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
-        """Fit a linear head per bias on features of the fit rows, and score the features."""
+        """Fit a linear head per bias on features of the fit rows, and score the features.
+
+        Raises:
+            IncompatibleError: The head is not linear.
+        """
+        subject.head.check_linear(self.name)
         features = extract(subject, data.fit).features
         groups, (mean, scale) = data.fit.groups, feature_scaling(features)
         # A linear head on standardised features: its gradients are on the scale of deviations.
@@ -55,12 +60,13 @@ class GBAMask(Method):
         dropped = scores.argsort(descending=True, stable=True)[: round(self.sparsity * len(scores))]
         keep = torch.ones(len(scores), dtype=torch.bool)
         keep[dropped] = False
-        weight = subject.head.weight.detach().cpu()
+        head, own = subject.head, {n: t.cpu() for n, t in subject.head_tensors.items()}
+        weight, old = head.weight(own), head.bias_term(own)
+        masks = head.split(keep.expand(len(weight), -1).clone(), own)
         updates = {}
-        if subject.head.bias is not None:
-            old = subject.head.bias.detach().cpu()
-            updates[f"{subject.head_name}.bias"] = old + weight[:, ~keep] @ mean[~keep]
-        masks = {f"{subject.head_name}.weight": keep.expand(len(weight), -1).clone()}
+        if old is not None:
+            updates = head.replaced(weight, old + weight[:, ~keep] @ mean[~keep], own)
+            updates = {name: value for name, value in updates.items() if name not in masks}
         return new_edit(subject, self.name, masks=masks, updates=updates)
 
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from surgeon.data import Data
 from surgeon.edit import Edit
-from surgeon.errors import IncompatibleError
 from surgeon.methods.base import Method, Progress, new_edit, with_erasure
 from surgeon.subject import Subject
 
@@ -26,11 +25,8 @@ class Leace(Method):
         """Fit the erasure on the vanilla features of the fit rows.
 
         Raises:
-            IncompatibleError: The head has no additive term.
+            IncompatibleError: Nothing can be folded into the head.
         """
-        if subject.head.bias is None:
-            raise IncompatibleError(
-                f"{subject.head_name}: has no additive term, which takes up the erasure's mean"
-            )
+        subject.head.check(subject.head_tensors, "an erasure")
         edit = new_edit(subject, self.name)
         return with_erasure(subject, data, edit, above_noise=False)

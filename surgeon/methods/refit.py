@@ -16,7 +16,6 @@ from torch import Tensor
 
 from surgeon.data import Data, extract
 from surgeon.edit import Edit, Erasure
-from surgeon.errors import IncompatibleError
 from surgeon.groups import Groups
 from surgeon.methods.base import device_changes, feature_scaling, select_accuracy
 from surgeon.subject import Subject
@@ -26,8 +25,8 @@ STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 _OLD = tuple(map(int, version("scikit-learn").split(".")[:2])) < (1, 8)
 _L1: dict[str, Any] = {"penalty": "l1"} if _OLD else {"l1_ratio": 1.0}
 
-Head = tuple[Tensor, Tensor]
-"""Weight `[C, D]` and additive term `[C]`, float64."""
+Matrix = tuple[Tensor, Tensor]
+"""Weight `[C, D]` and additive term `[C]`."""
 
 
 def refit_head(
@@ -37,7 +36,7 @@ def refit_head(
     *,
     overrides: Mapping[str, Tensor] | None = None,
     erasure: Erasure | None = None,
-) -> dict[str, Tensor]:
+) -> Matrix:
     """Fit one L2 logistic regression per strength on fit rows and keep the best on select rows.
 
     Args:
@@ -48,10 +47,10 @@ def refit_head(
         erasure: What its features go through first.
 
     Returns:
-        The head's weight `[C, D]` and additive term `[C]` by parameter name, float32.
+        The head's weight `[C, D]` and additive term `[C]`, float32.
 
     Raises:
-        IncompatibleError: The head has no additive term.
+        IncompatibleError: A new head does not fit in.
     """
     x, select = _features(subject, data, overrides, erasure)
     groups = data.fit.groups
@@ -59,17 +58,17 @@ def refit_head(
     scaling = feature_scaling(x)
     model = LogisticRegression(max_iter=500, warm_start=True)
 
-    def fitted(strength: float) -> Head:
+    def fitted(strength: float) -> Matrix:
         model.set_params(C=strength)
         weighted = weights * len(x) / weights.sum()
         return _fit(model, x, groups.target, scaling, subject.num_classes, weighted)
 
-    return _named(subject, _best(map(fitted, strengths), select, data))
+    return _rounded(_best(map(fitted, strengths), select, data))
 
 
 def refit_head_on_subsets(
     subject: Subject, data: Data, strengths: Sequence[float], *, refits: int, seed: int
-) -> dict[str, Tensor]:
+) -> Matrix:
     """Average L1 logistic regressions on subsets of the fit rows in which groups are equally large.
 
     The strength is the best on select rows of one fit each on the first subset.
@@ -82,17 +81,17 @@ def refit_head_on_subsets(
         seed: Of the subsets and of the solver.
 
     Returns:
-        The head's weight `[C, D]` and additive term `[C]` by parameter name, float32.
+        The head's weight `[C, D]` and additive term `[C]`, float32.
 
     Raises:
-        IncompatibleError: The head has no additive term.
+        IncompatibleError: A new head does not fit in.
     """
     x, select = _features(subject, data, None, None)
     groups, scaling = data.fit.groups, feature_scaling(x)
     generator = torch.Generator().manual_seed(seed)
     subsets = [_balanced_subset(groups, generator) for _ in range(refits)]
 
-    def fitted(strength: float, rows: Tensor) -> Head:
+    def fitted(strength: float, rows: Tensor) -> Matrix:
         # The published solver knows two classes only.
         solver = "liblinear" if subject.num_classes == 2 else "saga"
         model = LogisticRegression(
@@ -106,7 +105,7 @@ def refit_head_on_subsets(
     strength = strengths[next(i for i, head in enumerate(tried) if head is best)]
     heads = [best, *(fitted(strength, rows) for rows in subsets[1:])]
     weights, terms = (torch.stack(part).mean(0) for part in zip(*heads, strict=True))
-    return _named(subject, (weights, terms))
+    return _rounded((weights, terms))
 
 
 def _balanced_subset(groups: Groups, generator: torch.Generator) -> Tensor:
@@ -121,10 +120,7 @@ def _features(
     subject: Subject, data: Data, overrides: Mapping[str, Tensor] | None, erasure: Erasure | None
 ) -> tuple[Tensor, Tensor]:
     """Return what the head is given for fit and select rows, float64."""
-    if subject.head.bias is None:
-        raise IncompatibleError(
-            f"{subject.head_name}: has no additive term, which last-layer retraining needs"
-        )
+    subject.head.check(subject.head_tensors, "a new head")
     x, select = (
         extract(subject, rows, overrides=overrides).features.double()
         for rows in (data.fit, data.select)
@@ -139,7 +135,7 @@ def _fit(
     scaling: tuple[Tensor, Tensor],
     num_classes: int,
     weights: Any,
-) -> Head:
+) -> Matrix:
     mean, scale = scaling
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -147,15 +143,14 @@ def _fit(
     return _head(model, num_classes, mean, scale)
 
 
-def _best(heads: Iterable[Head], select: Tensor, data: Data) -> Head:
+def _best(heads: Iterable[Matrix], select: Tensor, data: Data) -> Matrix:
     """Return the head of highest mean accuracy over groups of select rows, the first of equals."""
     groups = data.select.groups
     return max(heads, key=lambda head: select_accuracy(select @ head[0].T + head[1], groups))
 
 
-def _named(subject: Subject, head: Head) -> dict[str, Tensor]:
-    names = (f"{subject.head_name}.weight", f"{subject.head_name}.bias")
-    return {n: value.float() for n, value in zip(names, head, strict=True)}
+def _rounded(head: Matrix) -> Matrix:
+    return head[0].float(), head[1].float()
 
 
 def with_new_head(subject: Subject, data: Data, edit: Edit) -> Edit:
@@ -164,10 +159,10 @@ def with_new_head(subject: Subject, data: Data, edit: Edit) -> Edit:
     The new head reads nothing of what the erasure removes, so it is the same without it.
     """
     overrides = device_changes(subject, edit.without("updates", "erasure"))
-    updates = refit_head(subject, data, overrides=overrides, erasure=edit.erasure)
+    head = refit_head(subject, data, overrides=overrides, erasure=edit.erasure)
     if edit.erasure:
-        updates = dict(zip(updates, edit.erasure.fold(*updates.values()), strict=True))
-    return replace(edit, updates=updates)
+        head = edit.erasure.fold(*head)
+    return replace(edit, updates=subject.head.replaced(*head, subject.head_tensors))
 
 
 def _head(

@@ -129,8 +129,8 @@ class Search:
         if self.settings.head_lr is None:
             return {}
         tensors = self.subject.tensors()
-        names = (f"{self.subject.head_name}.{part}" for part in ("weight", "bias"))
-        return {n: tensors[n].detach().clone().requires_grad_() for n in names if n in tensors}
+        names = self.subject.head.parameters(tensors)
+        return {name: tensors[name].detach().clone().requires_grad_() for name in names}
 
     def _new_bias_term(self) -> BiasTerm:
         if not self.settings.bias_heads:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.nn.functional import linear
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
@@ -222,8 +222,5 @@ class _Run:
             done += len(rows)
 
     def _head(self, features: Tensor) -> Tensor:
-        name = self.subject.head_name
-        own = {
-            key: self.weights[f"{name}.{key}"] for key, _ in self.subject.head.named_parameters()
-        }
-        return functional_call(self.subject.head, own, (features,))
+        head = self.subject.head
+        return linear(features, head.weight(self.weights), head.bias_term(self.weights))
