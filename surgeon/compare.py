@@ -26,6 +26,7 @@ from surgeon.record import Operation, Report
 from surgeon.subject import Subject
 from surgeon.surgery import Sparsity, layer_rows
 from surgeon.verdict import Verdict, judge
+from surgeon.views import view
 
 Read = Callable[[], tuple[Subject, Data]]
 """Reads checkpoint and labels."""
@@ -129,8 +130,11 @@ def compare(
     comparison = _judged(data, measures, found, contest.failed)
     chosen = next(n for n in found if _exported(found[n])["name"] == comparison.ship)
     if chosen != VANILLA:
-        edit, history = folder.edit(chosen), found[chosen]["history"]
-        report = _report(subject, data, methods[chosen], edit, history, comparison)
+        edit, own = folder.edit(chosen), found[chosen]
+        report = _report(subject, data, methods[chosen], edit, own["history"], comparison)
+        right = (correct_rows(found[VANILLA], 0), correct_rows(own, len(own["operations"]) - 1))
+        if right[0] is not None and right[1] is not None:
+            report = replace(report, views=view(subject, data, edit, right[0], right[1]))
         path = _ship(subject, data, edit, out / _SHIP, report, measures.seed)
         comparison = replace(comparison, folder=path)
     folder.finish(comparison.to_json())

@@ -25,7 +25,7 @@ from surgeon.errors import ArtefactError
 from surgeon.formats import Formats, write_programs
 from surgeon.loading import load
 from surgeon.record import Report
-from surgeon.slicing.cut import Cut, cut
+from surgeon.slicing.cut import Cut, cut, units_off
 from surgeon.subject import Subject, as_saved_
 from surgeon.surgery import apply, prove
 from surgeon.whole import fresh_directory
@@ -68,7 +68,7 @@ def export(
         out: Folder to make.
         images: `[n, 3, H, W]` preprocessed images to prove the export on; their logits are kept
             as `report_logits.safetensors`. None proves it on seeded noise and keeps nothing.
-        report: The measurements; adds `report.json`, `layers.csv`, `groups.csv`.
+        report: The measurements; adds `report.json`, `layers.csv`, `groups.csv`, and images.
         provenance: Command, settings and seed.
         formats: Whether the checkpoint is sliced, and what else is written.
         force: Replace an earlier result.
@@ -85,8 +85,7 @@ def export(
     folded = apply(base, edit)
     made = None
     if formats.slice:
-        off = {name: ~unit.rows(_width(base, name)) for name, unit in edit.units.items()}
-        made = cut(folded, off, round_to=formats.round_to)
+        made = cut(folded, units_off(folded, edit), round_to=formats.round_to)
     shipped = made.subject if made else folded
     with fresh_directory(out, force=force) as folder:
         edit.save(folder / "edit.safetensors")
@@ -124,10 +123,6 @@ def export(
         card = model_card(subject, edit, report, sliced=bool(shipped.attributes))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
-
-
-def _width(subject: Subject, module: str) -> int:
-    return subject.tensors()[f"{module}.weight"].shape[0]
 
 
 def _write_model(folder: Path, subject: Subject, metadata: Mapping[str, str]) -> None:
@@ -236,6 +231,10 @@ def _write_report(folder: Path, report: Report, made: Cut | None) -> None:
     write_json(folder / "report.json", report.to_json())
     if report.sweep:
         write_json(folder / "sweep.json", [dict(record) for record in report.sweep])
+    if report.views:
+        (folder / "report" / "examples").mkdir(parents=True)
+        for name, example in zip(report.views.files(), report.views.examples, strict=True):
+            (folder / "report" / name).write_bytes(example.image)
     layers = [asdict(layer) for layer in report.layers]
     if made:
         layers = [{**layer, **made.layer(layer["name"], layer["units"])} for layer in layers]

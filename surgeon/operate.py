@@ -20,6 +20,7 @@ from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_eras
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
 from surgeon.verdict import Verdict, judge
+from surgeon.views import view
 
 Announce = Callable[[str], None]
 """Takes one line about the stage that begins."""
@@ -101,6 +102,7 @@ def operate(
         seconds=time.perf_counter() - start,
         notes=(*subject.notes, *data.labels.notes, *found.notes, *remarks),
         sweep=tried,
+        views=view(subject, data, edit, found.vanilla.correct, found.edited.correct),
     )
     return Outcome(edit, report, fitted.method, found)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from surgeon.surgery import LayerRow, Sparsity
 from surgeon.verdict import Verdict
+from surgeon.views import Views
 
 VERSION = 1
 
@@ -49,6 +50,8 @@ class Report:
     """Remarks the user has seen."""
     sweep: Sequence[Mapping[str, Any]] = ()
     """One record per setting tried, measured on select rows."""
+    views: Views | None = None
+    """Images and features of some report rows."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
@@ -63,4 +66,5 @@ class Report:
             "history": [dict(record) for record in self.history],
             "seconds": self.seconds,
             "notes": list(self.notes),
+            **(self.views.to_json() if self.views else {}),
         }

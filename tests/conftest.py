@@ -96,7 +96,8 @@ def data_of(parts: dict[str, tuple[Tensor, Tensor, Tensor]], num_classes=2, num_
     rows = {
         name: Rows(images, groups.take(span), span) for name, span in zip(parts, spans, strict=True)
     }
-    labels = Labels(Path("toy.csv"), (), groups, None, (), ())
+    paths = tuple(Path(f"{row}.png") for row in range(len(x)))
+    labels = Labels(Path("toy.csv"), paths, groups, None, (), ())
     return Data(**rows, labels=labels)
 
 

@@ -73,9 +73,12 @@ def test_a_run_leaves_what_it_says(tmp_path, fits):
     assert set(main) == {
         *("version", "setting", "operation", "config", "source", "dropped", "rows", "training"),
         *("vanilla_sha256", "data_sha256", "environment", "git", "seconds", "groups"),
-        *("operations", "verdict", "against_dfr"),
+        *("operations", "verdict", "against_dfr", "sliced"),
     }
-    assert set(main) == set(structured)
+    assert set(structured) == set(main)
+    sliced = structured["sliced"]
+    assert sliced["same"] == sliced["rows"] == structured["rows"]["report"]
+    assert sliced["parameters_left"] < sliced["parameters"]
     assert main["setting"] == {
         **{"benchmark": "tiny", "seed": 1, "rho": None, "scale": "small", "net": None},
         **{"rows": None, "label_rho": None, "discovery": None, "epochs": None},

@@ -350,6 +350,21 @@ def test_the_tables_of_the_documentation_are_those_of_its_results():
     assert text.endswith(shown.stdout)
 
 
+def test_what_slicing_left_is_told_for_every_seed():
+    sliced = {"rows": 500, "same": 500, "parameters": 900, "parameters_left": 400}
+    rows = [row_of("ffw-structured", 0.9)]
+    results = [
+        {**result(rows, seed=seed, operation="ffw-structured"), "sliced": facts}
+        for seed, facts in enumerate([sliced, {**sliced, "parameters_left": 300, "same": 499}])
+    ]
+    line = (
+        "ffw-structured, sliced: 400 / 300 of 900 / 900 parameters are left, and 500 / 499 of "
+        "500 / 500 report rows are predicted as by the folded network."
+    )
+    assert render_bench(results).count(line) == 1
+    assert "sliced" not in render_bench([result(rows, operation="ffw-structured")])
+
+
 def test_a_guessed_bias_is_told_once_for_every_seed():
     rows = [row_of("ffw", 0.9)]
     guess = {"discovery": "voronoi", "conflicting": 50, "recall": 0.9, "precision": 0.8}

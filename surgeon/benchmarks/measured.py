@@ -13,14 +13,17 @@ import torch
 from surgeon.benchmarks.alignment import by_alignment, own_values
 from surgeon.benchmarks.files import code_commit
 from surgeon.benchmarks.protocol import BenchSet
-from surgeon.data import Data
+from surgeon.data import Data, extract
+from surgeon.edit import Edit
 from surgeon.export import environment
 from surgeon.measure import Measures, measure
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
 from surgeon.operate import Announce, Outcome, operate
 from surgeon.record import Operation
+from surgeon.slicing.cut import cut, units_off
 from surgeon.subject import Subject
+from surgeon.surgery import apply
 from surgeon.verdict import judge
 
 
@@ -49,14 +52,15 @@ def measured(
 
     Returns:
         `environment`, `git`, `seconds` (`fit`, and `whole` with all measurements), `groups`,
-        `operations`, and `verdict` and `against_dfr`, each None where it was not judged.
+        `operations`, and `verdict` and `against_dfr`, each None where it was not judged; with unit
+        masks `sliced`, what slicing leaves.
     """
     say = announce or (lambda _: None)
     began, outcome = time.perf_counter(), None
     if name == FFW.name:
         outcome = operate(subject, data, method, measures=measures, progress=progress, announce=say)
         rows = outcome.report.operations
-        fit = rows[-1].seconds
+        edit, fit = outcome.edit, rows[-1].seconds
     else:
         edit = method.fit(subject, data, progress=progress)
         fit = time.perf_counter() - began
@@ -75,6 +79,7 @@ def measured(
         "operations": [_row(row, own) for row in rows],
         "verdict": outcome and _rounded(outcome.report.verdict.to_json()),
         "against_dfr": outcome and _against_dfr(outcome, data, measures),
+        **({"sliced": _sliced(subject, edit, data)} if edit.units else {}),
     }
 
 
@@ -115,6 +120,19 @@ def _against_dfr(outcome: Outcome, data: Data, measures: Measures) -> dict[str, 
         seed=measures.seed,
     )
     return _rounded(verdict.to_json())
+
+
+def _sliced(subject: Subject, edit: Edit, data: Data) -> dict[str, int]:
+    """Cut out what is off, and count the report rows that are still predicted alike."""
+    folded = apply(subject.to("cpu"), edit)
+    made = cut(folded, units_off(folded, edit))
+    whole, smaller = (
+        extract(net.to(subject.device), data.report).logits.argmax(1)
+        for net in (folded, made.subject)
+    )
+    had, left = made.parameters
+    same = int((whole == smaller).sum())
+    return {"rows": len(whole), "same": same, "parameters": had, "parameters_left": left}
 
 
 def _rounded(value: Any) -> Any:

@@ -190,6 +190,7 @@ def _cell(results: Sequence[Result], published: Sequence[Published]) -> list[str
         legend,
         *_alignment(rows, published),
         *_verdicts(results),
+        *_slices(results),
     ]
 
 
@@ -213,6 +214,21 @@ def _guesses(results: Sequence[Result]) -> Iterable[str]:
             f"Of {rows} fit and select rows that go against the shortcut the guess finds "
             f"{figures[0]} %; of those it names {figures[1]} % are."
         )
+
+
+def _slices(results: Sequence[Result]) -> Iterable[str]:
+    """Say what slicing left of structured operations, and that it predicts the same."""
+    for name in dict.fromkeys(result["operation"] for result in results):
+        told = [r["sliced"] for r in results if r["operation"] == name and "sliced" in r]
+        if told:
+            had, left, rows, same = (
+                " / ".join(str(seed[key]) for seed in told)
+                for key in ("parameters", "parameters_left", "rows", "same")
+            )
+            yield (
+                f"{name}, sliced: {left} of {had} parameters are left, and {same} of {rows} report "
+                "rows are predicted as by the folded network."
+            )
 
 
 def _line(name: str, rows: Sequence[Row], biases: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.edit import Edit
 from surgeon.errors import IncompatibleError
 from surgeon.load_sliced import shrink_
 from surgeon.slicing.plan import choose, plan
@@ -53,6 +54,12 @@ class Cut:
         """Return one layer's columns of `layers.csv`."""
         reasons = "; ".join(f"{n} {reason}" for reason, n in self.kept.get(name, {}).items())
         return {"units_left": self.units.get(name, (units, units))[1], "off_but_left": reasons}
+
+
+def units_off(subject: Subject, edit: Edit) -> dict[str, Tensor]:
+    """Return module name to `[U]` bool, the outputs that an edit switches off."""
+    tensors = subject.tensors()
+    return {name: ~unit.rows(len(tensors[f"{name}.weight"])) for name, unit in edit.units.items()}
 
 
 def cut(folded: Subject, off: Mapping[str, Tensor], *, round_to: int = 1) -> Cut:

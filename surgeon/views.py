@@ -1,0 +1,189 @@
+"""What a report shows beside its figures: images that changed sides, and features in the plane."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from surgeon.data import Data, Outputs, Rows
+from surgeon.edit import Edit
+from surgeon.methods.base import device_changes
+from surgeon.subject import Subject
+
+# What became of a row, by whether the network was right before and is right after.
+KINDS = {"fixed": (False, True), "broken": (True, False), "wrong": (False, False)}
+_GROUPS, _EACH, _SIDE = 12, 4, 96
+_POINTS = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One report row that the network gets wrong, before or after."""
+
+    kind: str
+    """`fixed` is right only after, `broken` only before, `wrong` neither."""
+    path: str
+    """Image file, from the label file's folder on."""
+    target: str
+    bias: Mapping[str, str]
+    before: str
+    """Class the network named before."""
+    after: str
+    image: bytes
+    """What the network sees, as PNG, at most 96 pixels wide and high."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the image."""
+        names = ("kind", "path", "target", "before", "after")
+        return {**{name: getattr(self, name) for name in names}, "bias": dict(self.bias)}
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Features of some rows along their two directions of greatest variance."""
+
+    points: Tensor
+    """`[n, 2]`, each column with variance 1."""
+    shares: tuple[float, float]
+    """Of all variance, that along each direction."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return points and shares, rounded for a picture."""
+        points = [[round(x, 3) for x in point] for point in self.points.tolist()]
+        return {"points": points, "shares": [round(share, 4) for share in self.shares]}
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """What is shown of an operation's report rows."""
+
+    examples: tuple[Example, ...]
+    """By group, worst first, and kind; a few of each."""
+    before: Plane
+    """The bottleneck."""
+    after: Plane
+    """What the head is given: the bottleneck behind the erasure, if there is one."""
+    labels: Mapping[str, tuple[str, ...]]
+    """Target, and each bias column, to the names of the plane's rows."""
+
+    def files(self) -> list[str]:
+        """Name the files of the examples' images, in the folder of the report."""
+        return [f"examples/{number:03d}.png" for number in range(1, len(self.examples) + 1)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `report.json` holds of it."""
+        return {
+            "examples": [
+                {**example.to_json(), "file": name}
+                for name, example in zip(self.files(), self.examples, strict=True)
+            ],
+            "features": {
+                "before": self.before.to_json(),
+                "after": self.after.to_json(),
+                "labels": {column: list(names) for column, names in self.labels.items()},
+            },
+        }
+
+
+def view(subject: Subject, data: Data, edit: Edit, before: Tensor, after: Tensor) -> Views:
+    """Look at report rows before and after an edit.
+
+    Of the twelve groups with the lowest accuracy before, up to four rows of each kind are shown,
+    the first in the file; of all rows, 500 at even distances.
+
+    Args:
+        subject: The network.
+        data: Labelled rows.
+        edit: The operation.
+        before: `[N]` bool, whether each report row is right before.
+        after: The same, after.
+    """
+    rows, changes = data.report, device_changes(subject, edit)
+    chosen = _chosen(rows, before, after)
+    spaced = torch.linspace(0, len(rows) - 1, min(_POINTS, len(rows))).round().long()
+    picked = torch.cat([torch.tensor([row for _, row in chosen], dtype=torch.int64), spaced])
+    old, new = _outputs(subject, rows, picked), _outputs(subject, rows, picked, changes)
+    features = edit.erasure(new.features) if edit.erasure else new.features
+    named = [[rows.groups.target_names[i] for i in o.logits.argmax(1)] for o in (old, new)]
+    groups, count = rows.groups.take(spaced), len(chosen)
+    labels = {"target": tuple(groups.target_names[i] for i in groups.target)}
+    for k, column in enumerate(groups.columns):
+        labels[column] = tuple(groups.value_names[k][i] for i in groups.biases[:, k])
+    return Views(
+        examples=tuple(
+            Example(kind, *_row(data, row), was, is_now, _png(subject, rows, row))
+            for (kind, row), was, is_now in zip(
+                chosen, *(names[:count] for names in named), strict=True
+            )
+        ),
+        before=_plane(old.features[count:]),
+        after=_plane(features[count:]),
+        labels=labels,
+    )
+
+
+def _chosen(rows: Rows, before: Tensor, after: Tensor) -> list[tuple[str, int]]:
+    """Choose kinds and positions of the rows that are shown as images."""
+    index = rows.groups.index
+    accuracy = {int(g): float(before[index == g].float().mean()) for g in index.unique()}
+    worst = sorted(accuracy, key=lambda group: (accuracy[group], group))[:_GROUPS]
+    found = []
+    for group in worst:
+        for kind, (was, is_now) in KINDS.items():
+            members = (index == group) & (before == was) & (after == is_now)
+            found += [(kind, row) for row in members.nonzero().flatten()[:_EACH].tolist()]
+    return found
+
+
+@torch.no_grad()
+def _outputs(
+    subject: Subject, rows: Rows, picked: Tensor, changes: Mapping[str, Tensor] | None = None
+) -> Outputs:
+    parts = [subject.forward(rows.batch(some), changes) for some in picked.split(256)]
+    features, logits = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Outputs(features, logits)
+
+
+def _row(data: Data, row: int) -> tuple[str, str, dict[str, str]]:
+    """Return a report row's image file, target and biases."""
+    rows, labels, groups = data.report, data.labels, data.report.groups
+    place, folder = labels.paths[int(rows.index[row])], labels.csv.parent
+    path = place.relative_to(folder) if place.is_relative_to(folder) else Path(place.name)
+    biases = {
+        column: groups.value_names[k][int(groups.biases[row, k])]
+        for k, column in enumerate(groups.columns)
+    }
+    return path.as_posix(), groups.target_names[int(groups.target[row])], biases
+
+
+def _png(subject: Subject, rows: Rows, row: int) -> bytes:
+    prepared = subject.preprocessing
+    x = rows.batch(torch.tensor([row]))[0].cpu()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (prepared.mean, prepared.std))
+    pixels = ((x * std + mean).clamp(0, 1) * 255).round().byte()
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _plane(features: Tensor) -> Plane:
+    """Project features on their first two principal components, each with a sign of its own."""
+    centred = features.double() - features.double().mean(0)
+    left, sizes, right = torch.linalg.svd(centred, full_matrices=False)
+    total = float(sizes.square().sum()) or 1.0
+    points = torch.zeros(len(features), 2, dtype=torch.float64)
+    shares = [0.0, 0.0]
+    for k in range(min(2, len(sizes))):
+        turn = right[k, right[k].abs().argmax()].sign()
+        points[:, k] = turn * left[:, k] * len(features) ** 0.5
+        shares[k] = float(sizes[k].square()) / total
+    return Plane(points, (shares[0], shares[1]))
