@@ -10,14 +10,14 @@ from surgeon.findings import AVERAGES
 from surgeon.record import Report
 from surgeon.subject import Subject
 
-_LIMITS = """## Limits
-
-- The figures hold for the report rows, and for images like them; nothing is known about others.
-- Only the named biases were looked at. Removing one can leave, or strengthen, another.
-- The erasure acts between the pooled features and the head: the pooled features themselves still
-  carry the bias, and whoever reads them instead of the logits can find it.
-- A probe that fails to read a bias is evidence, not proof, that nothing can.
-"""
+LIMITS = (
+    "The figures hold for the report rows, and images like them; nothing is known about others.",
+    "Only the named biases were looked at. Removing one can leave, or strengthen, another.",
+    "The erasure acts between the pooled features and the head: the pooled features themselves "
+    "still carry the bias, and whoever reads them instead of the logits can find it.",
+    "A probe that fails to read a bias is evidence, not proof, that nothing can.",
+)
+"""What no report promises."""
 
 
 def model_card(subject: Subject, edit: Edit, report: Report | None, *, sliced: bool = False) -> str:
@@ -36,7 +36,11 @@ def model_card(subject: Subject, edit: Edit, report: Report | None, *, sliced: b
     ]
     if report is not None:
         parts += [_figures(report), _groups(report)]
-    return "\n".join([*parts, _loading(subject, sliced=sliced), _LIMITS])
+    return "\n".join([*parts, _loading(subject, sliced=sliced), _limits()])
+
+
+def _limits() -> str:
+    return "\n".join(["## Limits", "", *(f"- {limit}" for limit in LIMITS), ""])
 
 
 def _header(subject: Subject) -> str:
@@ -91,15 +95,11 @@ def _groups(report: Report) -> str:
     lines = ["| group | n | before | after |", "| --- | --- | --- | --- |"]
     for old, new in zip(before, after, strict=True):
         if old["n"]:
-            lines.append(f"| {group_name(old)} | {old['n']} | {_spread(old)} | {_spread(new)} |")
+            lines.append(f"| {group_name(old)} | {old['n']} | {spread(old)} | {spread(new)} |")
     empty = sum(not row["n"] for row in before)
     if empty:
         lines.append(f"\n{empty} groups have no report rows.")
     return "\n".join([*lines, ""])
-
-
-def _spread(row: Mapping[str, Any]) -> str:
-    return f"{percent(row['accuracy'])} ({percent(row['low'])} to {percent(row['high'])})"
 
 
 def _loading(subject: Subject, *, sliced: bool) -> str:
@@ -145,3 +145,10 @@ def group_name(row: Mapping[str, Any]) -> str:
     return ", ".join(
         [row["target"], *(f"{column} {value}" for column, value in row["bias"].items())]
     )
+
+
+def spread(row: Mapping[str, Any]) -> str:
+    """Write a group's accuracy with its interval in percent, or a dash where it has no rows."""
+    if not row["n"]:
+        return "-"
+    return f"{percent(row['accuracy'])} ({percent(row['low'])} to {percent(row['high'])})"

@@ -100,7 +100,7 @@ def operate_and_export(
     import torch
 
     import surgeon
-    from surgeon.report import render_report
+    from surgeon.report import render_report, write_page
 
     outcome = surgeon.operate(
         subject,
@@ -125,6 +125,7 @@ def operate_and_export(
         formats=formats,
         force=force,
     )
+    write_page(out)
     document = outcome.report.to_json()
     if as_json:
         print_json(document)
@@ -144,3 +145,5 @@ def tell_written(out: Path, formats: Formats | None) -> None:
         for line in slice_lines(record.get("slice", {})):
             console.print(line, soft_wrap=True)
     console.print(f"written: {out}", soft_wrap=True)
+    if (out / "report" / "index.html").is_file():
+        console.print(f"to look at: {out / 'report' / 'index.html'}", soft_wrap=True)

@@ -67,7 +67,7 @@ def compare(
 ) -> None:
     """Fit and measure every operation on the same rows, and name the checkpoint to ship."""
     import surgeon
-    from surgeon.report import render_comparison, write_comparison
+    from surgeon.report import render_comparison, write_comparison, write_page
 
     where = out or beside(checkpoint, "compared")
     methods, progress = contest.make(measures.seed), Progress(quiet=quiet)
@@ -91,6 +91,8 @@ def compare(
         raise typer.Exit(_INTERRUPTED) from None
     document = found.to_json()
     write_comparison(document, where)
+    if found.folder:
+        write_page(found.folder)
     if as_json:
         print_json(document)
         return

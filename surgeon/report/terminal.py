@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.card import group_name, percent
+from surgeon.card import group_name, percent, spread
 from surgeon.findings import AVERAGES, PLACES
 from surgeon.table import list_names
 
@@ -112,8 +112,8 @@ def _group_table(before: Mapping[str, Any], after: Mapping[str, Any] | None, nam
         shown = sorted(filled, key=lambda pair: pair[0]["accuracy"])[:_GROUPS_SHOWN]
     for old, new in shown:
         flag = "!" if old["n"] < _FLAGGED else ""
-        cells = [group_name(old), f"{old['n']}{flag}", _spread(old)]
-        table.add_row(*cells, *([_spread(new)] if after else []))
+        cells = [group_name(old), f"{old['n']}{flag}", spread(old)]
+        table.add_row(*cells, *([spread(new)] if after else []))
     remarks = []
     if len(shown) < len(filled):
         remarks.append(f"the {len(shown)} worst of {len(filled)} groups; all are in groups.csv")
@@ -220,10 +220,6 @@ def _verdict_lines(report: Mapping[str, Any]) -> Iterable[Text]:
                 f"(95 % interval {low} to {high}) against {verdict['against']}"
             )
     yield Text(f"verdict: {verdict['word']} ({verdict['reason']})", style="bold")
-
-
-def _spread(row: Mapping[str, Any]) -> str:
-    return f"{percent(row['accuracy'])} ({percent(row['low'])} to {percent(row['high'])})"
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -1,0 +1,190 @@
+"""The report as a page: one file that needs no network, no script and no server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgeon.card import LIMITS, group_name, percent
+from surgeon.report.charts import (
+    Chart,
+    Grid,
+    feature_chart,
+    group_chart,
+    history_chart,
+    layer_charts,
+    leakage_charts,
+    operation_grid,
+    sweep_chart,
+)
+from surgeon.report.html import data_url, read_json, render
+from surgeon.whole import replacing
+
+_KINDS = {
+    "fixed": "right only after",
+    "broken": "right only before",
+    "wrong": "wrong before and after",
+}
+
+
+def write_page(folder: Path) -> Path:
+    """Write `report/index.html` of a finished result, and its charts as SVG beside it.
+
+    Every number comes from `report.json`, `sweep.json` and `surgeon.json` of the folder, every
+    image of a row from `report/examples`.
+
+    Returns:
+        The page.
+
+    Raises:
+        ArtefactError: The folder holds no measurements, or cannot be written.
+    """
+    report, record = read_json(folder / "report.json"), read_json(folder / "surgeon.json")
+    path = folder / "sweep.json"
+    sweep = read_json(path) if path.is_file() else []
+    charts = _charts(report, sweep)
+    place = folder / "report"
+    html = render(
+        "page.html",
+        name=folder.resolve().name,
+        report=report,
+        verdict=_verdict(report),
+        charts=charts,
+        operations=operation_grid(report["operations"]),
+        examples=_examples(report, place),
+        facts=_facts(report, record),
+        limits=LIMITS,
+    )
+    with replacing(place / "index.html") as temporary:
+        for old in place.glob("*.svg"):
+            old.unlink()
+        for chart in charts.every():
+            (place / chart.file_name).write_text(chart.svg, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8")
+    return place / "index.html"
+
+
+@dataclass(frozen=True)
+class _Charts:
+    """The charts of a report, by section."""
+
+    groups: Chart
+    leakage: Sequence[Chart]
+    layers: Sequence[Chart]
+    search: Chart | None
+    sweep: Chart | None
+    features: Sequence[Chart]
+
+    def every(self) -> list[Chart]:
+        """List all that there are."""
+        single = [self.search, self.sweep]
+        return [
+            self.groups,
+            *self.leakage,
+            *self.layers,
+            *(chart for chart in single if chart),
+            *self.features,
+        ]
+
+
+def _charts(report: Mapping[str, Any], sweep: Sequence[Mapping[str, Any]]) -> _Charts:
+    operations = report["operations"]
+    before, after = operations[0], operations[-1]
+    masked = after["sparsity"]["gated"] is not None
+    features = report.get("features")
+    columns = sorted(features["labels"], key=lambda c: c != "target") if features else []
+    return _Charts(
+        groups=group_chart(before["audit"], after["audit"], after["name"]),
+        leakage=[
+            chart
+            for column in before["audit"]["biases"]
+            for chart in leakage_charts(operations, column)
+        ],
+        layers=layer_charts(report["layers"]) if masked else [],
+        search=history_chart(report["history"]),
+        sweep=sweep_chart(sweep) if sweep else None,
+        features=[feature_chart(features or {}, column) for column in columns],
+    )
+
+
+def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the verdict in one sentence, with the intervals it rests on."""
+    verdict = report["verdict"]
+    parts = []
+    for key, label in (("worst_group", "worst group"), ("balanced", "balanced accuracy")):
+        change = verdict[key]
+        if change["difference"] is not None:
+            low, high = percent(change["low"]), percent(change["high"])
+            parts.append(
+                f"{label} {100 * change['difference']:+.1f} points (95 % interval {low} to {high})"
+            )
+    told = "; ".join(parts) or "no group has enough rows to be compared"
+    return {
+        "word": verdict["word"],
+        "sentence": f"{told}, against {verdict['against']}.",
+        "reason": verdict["reason"],
+    }
+
+
+def _examples(report: Mapping[str, Any], place: Path) -> list[dict[str, Any]]:
+    """Arrange the images by group and by what became of the row."""
+    groups: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for example in report.get("examples", ()):
+        image = place / example["file"]
+        if not image.is_file():
+            continue
+        kinds = groups.setdefault(group_name(example), {kind: [] for kind in _KINDS})
+        kinds[example["kind"]].append(
+            {
+                "url": data_url("image/png", image.read_bytes()),
+                "alt": f"{example['path']}: {example['before']} before, {example['after']} after",
+                "caption": f"{example['before']} → {example['after']}",
+            }
+        )
+    return [
+        {
+            "group": group,
+            "kinds": [
+                {"title": _KINDS[kind], "images": kinds[kind]} for kind in kinds if kinds[kind]
+            ],
+        }
+        for group, kinds in groups.items()
+    ]
+
+
+def _facts(report: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, Grid]]:
+    """List configuration, seeds, versions and hashes."""
+    base = {f"base {key}": value for key, value in record["base"].items()}
+    files = {
+        "command": record["command"] or "(from Python)",
+        "seed": record["seed"],
+        **base,
+        "model.safetensors, sha256": record["model_sha256"],
+        "edit.safetensors, sha256": record["edit_sha256"],
+        "bootstrap seed": report["verdict"]["seed"],
+        **{f"rows, {part}": count for part, count in report["data"].items()},
+        "seconds": round(report["seconds"], 1),
+    }
+    named = (
+        ("Result", files),
+        ("Settings", report["config"]),
+        ("Made with", record["environment"]),
+    )
+    return [
+        (title, Grid(("name", "value"), [(key, text) for key, text in _flat(values)]))
+        for title, values in named
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            text = "by default" if value is None else json.dumps(value, ensure_ascii=False)
+            rows.append((f"{prefix}{key}", text.strip('"')))
+    return rows
