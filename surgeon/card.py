@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from surgeon.edit import Edit
 from surgeon.findings import AVERAGES
-from surgeon.record import Report
+from surgeon.record import PARTS, Report
 from surgeon.subject import Subject
 
 LIMITS = (
@@ -35,19 +36,46 @@ def model_card(subject: Subject, edit: Edit, report: Report | None, *, sliced: b
         _deed(subject, edit, sliced=sliced),
     ]
     if report is not None:
-        parts += [_figures(report), _groups(report)]
-    return "\n".join([*parts, _loading(subject, sliced=sliced), _limits()])
+        parts += [_figures(report), _groups(report), _use(report)]
+    return "\n".join([*parts, _loading(subject, sliced=sliced), _limits(), _licence(subject)])
+
+
+def _use(report: Report) -> str:
+    columns = ", ".join(f"`{column}`" for column in report.operations[0].audit["biases"])
+    return (
+        "## Intended use\n\nWhere the base is used, on images like the labelled ones, if its "
+        f"answers must not lean on {columns}. Measure it on your own rows before you rely on it: "
+        "`surgeon audit`.\n"
+    )
 
 
 def _limits() -> str:
     return "\n".join(["## Limits", "", *(f"- {limit}" for limit in LIMITS), ""])
 
 
+def _licence(subject: Subject) -> str:
+    known = _licence_of(subject)
+    named = f"`{known}`" if known else "not named in its `config.json`, so ask its owner"
+    return f"## Licence\n\nThat of the base: {named}.\n"
+
+
+def _licence_of(subject: Subject) -> str | None:
+    """Return the licence that the base's own config names."""
+    own = subject.config.get("pretrained_cfg") or {}
+    found = subject.config.get("license") or own.get("license")
+    return found if isinstance(found, str) else None
+
+
 def _header(subject: Subject) -> str:
     library = subject.architecture.library
     lines = ["---", "pipeline_tag: image-classification", "tags:", "- image-classification"]
-    if library == "timm":
-        lines += ["- timm", "library_name: timm"]
+    if library in ("timm", "transformers"):
+        lines += [f"- {library}", f"library_name: {library}"]
+    if subject.hub_id:
+        lines += [f"base_model: {json.dumps(subject.hub_id)}"]
+    licence = _licence_of(subject)
+    if licence:
+        lines += [f"license: {json.dumps(licence)}"]
     return "\n".join([*lines, "---", ""])
 
 
@@ -92,14 +120,17 @@ def _figures(report: Report) -> str:
 
 def _groups(report: Report) -> str:
     before, after = report.operations[0].audit["groups"], report.operations[-1].audit["groups"]
-    lines = ["| group | n | before | after |", "| --- | --- | --- | --- |"]
-    for old, new in zip(before, after, strict=True):
-        if old["n"]:
-            lines.append(f"| {group_name(old)} | {old['n']} | {spread(old)} | {spread(new)} |")
-    empty = sum(not row["n"] for row in before)
+    heads = ("group", *PARTS, "before", "after")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for old, new, counts in zip(before, after, report.counts, strict=True):
+        rows = [str(counts[part]) for part in PARTS]
+        if any(counts.values()):
+            lines.append(f"| {' | '.join([group_name(old), *rows, spread(old), spread(new)])} |")
+    told = "Rows of each part, and accuracy on report rows in percent with its 95 % interval."
+    empty = sum(not any(counts.values()) for counts in report.counts)
     if empty:
-        lines.append(f"\n{empty} groups have no report rows.")
-    return "\n".join([*lines, ""])
+        told += f" {empty} groups have no rows."
+    return "\n".join([*lines, "", told, ""])
 
 
 def _loading(subject: Subject, *, sliced: bool) -> str:
@@ -110,6 +141,11 @@ def _loading(subject: Subject, *, sliced: bool) -> str:
             "# In this folder; needs timm or torchvision, and safetensors, but not surgeon.",
             "from load_sliced import load",
             f"net = load(net={architecture.name.rpartition(':')[2]}())" if own else "net = load()",
+        ]
+    elif architecture.library == "transformers":
+        code = [
+            "from transformers import AutoModelForImageClassification",
+            'net = AutoModelForImageClassification.from_pretrained("PATH_OF_THIS_FOLDER").eval()',
         ]
     elif architecture.library == "timm":
         code = [

@@ -20,7 +20,7 @@ from surgeon.export import PROBE_ROWS, Provenance, base_record, export
 from surgeon.measure import Measures, Ruler
 from surgeon.methods import FFW, Method
 from surgeon.methods.controls import Control
-from surgeon.operate import Announce, check_groups, config_of, data_record
+from surgeon.operate import Announce, check_groups, config_of, data_record, group_counts
 from surgeon.options import check_least
 from surgeon.record import Operation, Report
 from surgeon.subject import Subject
@@ -242,6 +242,7 @@ def _report(
     return Report(
         base=base_record(subject),
         data=data_record(data),
+        counts=group_counts(data),
         config=config_of(method),
         operations=(*others, own),
         verdict=comparison.verdicts[comparison.ship],

@@ -51,6 +51,12 @@ def find_checkpoint(name: str | Path) -> Path:
         ) from error
 
 
+def repository(name: str | Path) -> str | None:
+    """Return `OWNER/NAME` of a checkpoint given as `hf-hub:OWNER/NAME`, None for another."""
+    text = str(name)
+    return text.removeprefix(HUB).partition("@")[0] if text.startswith(HUB) else None
+
+
 def is_of_transformers(config: Mapping[str, Any]) -> bool:
     """Say whether a `config.json` is one of transformers."""
     return isinstance(config.get("model_type"), str) and "architecture" not in config

@@ -87,6 +87,7 @@ def load(
         sha256=read.sha256,
         config=read.config,
         amp_dtype=amp_dtype,
+        hub_id=hugging_face.repository(checkpoint),
         notes=(source, *read.notes),
         attributes=attributes,
     )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import torch
+
 from surgeon.data import Data
 from surgeon.edit import Edit
 from surgeon.errors import LabelError
@@ -15,7 +17,7 @@ from surgeon.measure import Controlled, Measures, Ruler, controlled
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
 from surgeon.methods.training import Training
-from surgeon.record import Report
+from surgeon.record import PARTS, Report
 from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_erased
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
@@ -94,6 +96,7 @@ def operate(
     report = Report(
         base=base_record(subject),
         data=data_record(data),
+        counts=group_counts(data),
         config=config_of(fitted.method),
         operations=found.rows,
         verdict=verdict,
@@ -109,8 +112,16 @@ def operate(
 
 def data_record(data: Data) -> dict[str, int]:
     """Return the rows in all, and of each part, as `report.json` names them."""
-    parts = {name: len(getattr(data, name)) for name in ("fit", "select", "report")}
+    parts = {name: len(getattr(data, name)) for name in PARTS}
     return {"rows": sum(parts.values()), **parts}
+
+
+def group_counts(data: Data) -> list[dict[str, int]]:
+    """Return the rows of each part, for each group in the order of the report's tables."""
+    parts = [getattr(data, name).groups for name in PARTS]
+    # A benchmark groups report rows by what is only watched, too.
+    counts = [replace(groups, audited=data.report.groups.audited).counts() for groups in parts]
+    return [dict(zip(PARTS, own, strict=True)) for own in torch.stack(counts, 1).tolist()]
 
 
 def config_of(method: Method) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from surgeon.verdict import Verdict
 from surgeon.views import Views
 
 VERSION = 1
+PARTS = ("fit", "select", "report")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Report:
     """`sha256`, `architecture`, `num_classes`."""
     data: Mapping[str, int]
     """Rows in all, and in each part."""
+    counts: Sequence[Mapping[str, int]]
+    """Rows of each part, for each group."""
     config: Mapping[str, Any]
     """The method's settings, verbatim."""
     operations: tuple[Operation, ...]
@@ -59,6 +62,7 @@ class Report:
             "version": VERSION,
             "base": dict(self.base),
             "data": dict(self.data),
+            "counts": [dict(group) for group in self.counts],
             "config": dict(self.config),
             "operations": [operation.to_json() for operation in self.operations],
             "verdict": self.verdict.to_json(),

@@ -45,6 +45,8 @@ class Subject:
     """`config.json` as it was read; empty if there was none."""
     amp_dtype: torch.dtype | None = None
     """Autocast type, None for full precision."""
+    hub_id: str | None = None
+    """`OWNER/NAME` of the repository it was read from."""
     notes: tuple[str, ...] = ()
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of a sliced network: module name to what its code reads beside its tensors."""

@@ -136,7 +136,9 @@ def test_readme_names_commands_that_exist():
 
 def test_prune_leaves_these_files(home):
     names = f"{MODEL} config.json edit.safetensors surgeon.json README.md report.json"
-    names += " layers.csv groups.csv report_logits.safetensors"
+    names += " layers.csv groups.csv report_logits.safetensors report"
+    pages = {path.name for path in (home / "out" / "report").iterdir()}
+    assert {"index.html", "examples", "groups.svg", "layers.svg", "features-bias.svg"} < pages
     assert {path.name for path in (home / "out").iterdir()} == set(names.split())
     record = strict_json((home / "out" / "surgeon.json").read_text())
     assert set(record) == {
@@ -155,9 +157,15 @@ def test_report_has_the_agreed_keys(home):
     report = strict_json((home / "out" / "report.json").read_text())
     assert set(report) == {
         *("version", "base", "data", "config", "operations", "verdict", "layers", "history"),
-        *("seconds", "notes"),
+        *("seconds", "notes", "counts", "examples", "features"),
     }
+    for example in report["examples"]:
+        assert (home / "out" / "report" / example["file"]).is_file()
+        assert (home / example["path"]).is_file()
     assert report["data"] == {"rows": 60, "fit": 36, "select": 12, "report": 12}
+    assert {part: sum(g[part] for g in report["counts"]) for part in report["counts"][0]} == {
+        **{"fit": 36, "select": 12, "report": 12},
+    }
     names = [row["name"] for row in report["operations"]]
     assert names[0] == "vanilla"
     assert names[-1] == "ffw+erase"
@@ -204,8 +212,8 @@ def test_tables_stay_in_80_columns_and_names_stay_whole(home):
     assert max(map(len, shown.splitlines())) <= 80
     assert len(re.findall(r"^magnitude\+erase ", shown, re.MULTILINE)) == 3
     assert "leakage of 'age'" in shown
-    assert "verdict: " in shown.splitlines()[-3]
-    assert shown.splitlines()[-1] == "written: out"
+    assert "verdict: " in shown.splitlines()[-4]
+    assert shown.splitlines()[-2:] == ["written: out", "to look at: out/report/index.html"]
     progress = (home / "progress.txt").read_text()
     assert "epoch 1/1, " in progress
     assert max(map(len, progress.splitlines())) <= 80
@@ -341,6 +349,13 @@ def test_report_shows_tables_and_costs(copy):
     assert cost["full"] == cost["edited"]
     assert cost["compressed_bytes"] < cost["file_bytes"] == (copy / "out" / MODEL).stat().st_size
     assert [row["batch"] for row in cost["speeds"]] == [1]
+    page = (copy / "out" / "report" / "index.html").read_text()
+    (copy / "out" / "report" / "index.html").unlink()
+    done("report out --batch 1 --out both.html")
+    assert (copy / "out" / "report" / "index.html").read_text() == page
+    assert "results side by side" in (copy / "both.html").read_text()
+    again = run("report out --out both.html")
+    assert (again.exit_code, "both.html: exists already" in again.stderr) == (1, True)
     wrong = run("report images")
     assert wrong.exit_code == 1
     assert "images: no surgeon.json in it" in wrong.stderr

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -278,3 +279,20 @@ def test_config_takes_the_pool_and_the_head_of_timm(vit):
     assert config["global_pool"] == timm.create_model("test_vit", pretrained=False).global_pool
     assert config["pretrained_cfg"]["num_classes"] == 3
     assert config["pretrained_cfg"]["classifier"] == "head"
+
+
+def test_a_card_has_the_metadata_of_its_base(vit, tmp_path):
+    subject = load(vit)
+    own = {**subject.config, "license": 'apache-2.0: or "so"'}
+    named = replace(subject, hub_id="owner/name", config=own)
+    card = (export(named, random_edit(subject), tmp_path / "out") / "README.md").read_text()
+    _, header, text = card.split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        **{"pipeline_tag": "image-classification", "library_name": "timm"},
+        **{"tags": ["image-classification", "timm"], "base_model": "owner/name"},
+        "license": 'apache-2.0: or "so"',
+    }
+    assert "That of the base: `apache-2.0" in text
+    card = (export(subject, random_edit(subject), tmp_path / "bare") / "README.md").read_text()
+    assert not {"license", "base_model"} & set(yaml.safe_load(card.split("---\n", 2)[1]))
+    assert "ask its owner" in card

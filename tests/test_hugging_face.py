@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -71,6 +72,12 @@ def test_a_network_of_transformers_is_read_and_written(vit, tmp_path):
     assert json.loads((out / "config.json").read_text()) == json.loads(
         (vit / "config.json").read_text()
     )
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers" in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict = {}
+    exec(code[1].replace("PATH_OF_THIS_FOLDER", str(out)), names)
+    torch.testing.assert_close(names["net"](x).logits, folded.forward(x)[1])
 
 
 _ALONE = """
@@ -151,7 +158,8 @@ def test_the_hub_is_asked_for_what_is_needed(vit, monkeypatch):
         return str(vit)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load("hf-hub:owner/name@v1").num_classes == 3
+    found = load("hf-hub:owner/name@v1")
+    assert (found.num_classes, found.hub_id) == (3, "owner/name")
     assert find_checkpoint("hf-hub:owner/name") == vit
     assert asked == [("owner/name", "v1"), ("owner/name", None)]
     assert find_checkpoint(f"local-dir:{vit}") == vit
