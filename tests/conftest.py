@@ -254,10 +254,11 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def no_probes(monkeypatch):
-    """Spare the probes, which take most of the time, where leakage is not looked at."""
+def spared(monkeypatch):
+    """Spare probes and pages, which take most of the time, where they are not looked at."""
     score = ProbeScore(0.5, 0.4, 0.6, 0.5, 80, True)
     monkeypatch.setattr(Prober, "score", lambda *_, **__: score)
+    monkeypatch.setattr("surgeon.report.write_page", lambda _: None)
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_the_network_is_shown_changed_rows_while_it_is_edited(toy, monkeypatch, 
     assert records[-1]["augmentation"] == ("mirrored" if changed else "none")
 
 
-def test_the_report_says_so(toy, no_probes):
+def test_the_report_says_so(toy, spared):
     measures = Measures(mlp=False)
     for recipe, told in (("default", 1), ("paper", 0)):
         done = operate(toy.subject, toy.data, FFW(recipe=recipe, epochs=1), measures=measures)

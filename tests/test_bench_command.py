@@ -48,7 +48,7 @@ def digits_on_disk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("digits_on_disk", "no_probes", "always_masked")
+@pytest.mark.usefixtures("digits_on_disk", "spared", "always_masked")
 def test_the_command_runs_the_papers_scale_capped():
     words = ["biased-mnist", "--scale", "paper", "--net", "surgeon_small_conv_net", "--seed", 0]
     words += ["--rows", 60]

@@ -29,7 +29,7 @@ def named_alike(setting):
 
 
 @pytest.fixture
-def seen(monkeypatch, no_probes):
+def seen(monkeypatch, spared):
     """Register the tiny set and keep what a search is given instead of searching."""
     monkeypatch.setitem(SETS, "tiny", named_alike)
     given = []

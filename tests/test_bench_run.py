@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("always_masked")
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, no_probes):
+def tiny(monkeypatch, spared):
     """Register the tiny set."""
     monkeypatch.setitem(SETS, "tiny", tiny_set)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -127,11 +128,39 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     )
 
 
-def test_readme_names_commands_that_exist():
-    text = (ROOT / "README.md").read_text("utf-8")
-    known = {" ".join(path) for path in commands()} - {""}
-    named = re.findall(r"(?:^|`)\s*\$? ?surgeon ((?:bench )?[a-z][a-z-]*)", text, re.MULTILINE)
-    assert set(named) <= known
+def documented():
+    """Yield the words of every command in README and docs, those that wrap a line included."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text("utf-8")
+        spans = re.findall(r"`((?:SURGEON_DATA=\S+ )?surgeon [^`]*)`", text)
+        spans += re.findall(r"^ {4}((?:.* )?surgeon [a-z].*)$", text, re.MULTILINE)
+        for span in spans:
+            for part in re.split(r" && |, then ", " ".join(span.split())):
+                words = shlex.split(part.partition(" | ")[0])
+                if "surgeon" in words:
+                    yield words[words.index("surgeon") + 1 :]
+
+
+@pytest.mark.parametrize("words", sorted(set(map(tuple, documented()))), ids=" ".join)
+def test_a_documented_command_exists_with_its_options(words):
+    command, context = typer.main.get_command(app), None
+    names = list(words)
+    while names and getattr(command, "commands", None):
+        assert names[0] in command.commands, words
+        command = command.commands[names.pop(0)]
+    try:
+        context = command.make_context("surgeon", names)
+    except Exception as error:  # typer may have a click of its own
+        if type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):
+            raise
+        assert not names or names[0].startswith("-"), words  # named, not shown
+    if context:
+        context.close()
+
+
+def test_the_documentation_has_commands_of_every_kind():
+    shown = {words[0] for words in documented()}
+    assert {"prune", "audit", "compare", "apply", "report", "bench", "discover"} <= shown
 
 
 def test_prune_leaves_these_files(home):
@@ -219,7 +248,7 @@ def test_tables_stay_in_80_columns_and_names_stay_whole(home):
     assert max(map(len, progress.splitlines())) <= 80
 
 
-def test_names_of_the_user_are_text_and_not_markup(copy, no_probes):
+def test_names_of_the_user_are_text_and_not_markup(copy, spared):
     labels = (copy / "val.csv").read_text().replace("red", "[red]").replace("old", ":cat: " * 20)
     (copy / "val.csv").write_text(labels)
     shown = done(f"audit {DATA} --bias-col bias --bias-col age").stdout
@@ -228,7 +257,7 @@ def test_names_of_the_user_are_text_and_not_markup(copy, no_probes):
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_json_with_two_biases_is_one_object_on_stdout(copy, no_probes):
+def test_json_with_two_biases_is_one_object_on_stdout(copy, spared):
     flags = "--bias-col bias --bias-col age --epochs 1 --out two"
     result = done(f"prune {DATA} {flags} --json --min-group 1")
     document = strict_json(result.stdout)
@@ -238,7 +267,7 @@ def test_json_with_two_biases_is_one_object_on_stdout(copy, no_probes):
     assert "writing two" in result.stderr
 
 
-def test_sweep_with_force_replaces_and_says_what_it_chose(copy, no_probes, monkeypatch):
+def test_sweep_with_force_replaces_and_says_what_it_chose(copy, spared, monkeypatch):
     scores, audit = iter([0.2, 0.9, 0.4]), Ruler.audit
 
     def scored(self, edit=None, *, rows=None, **kwargs):
@@ -277,7 +306,7 @@ def test_sweep_with_force_replaces_and_says_what_it_chose(copy, no_probes, monke
         ("finetune --method group-dro --epochs 1", "group-dro", {"dfr", "leace"}),
     ],
 )
-def test_other_operations_leave_what_prune_leaves(copy, no_probes, flags, name, others):
+def test_other_operations_leave_what_prune_leaves(copy, spared, flags, name, others):
     command, _, rest = flags.partition(" ")
     result = done(f"{command} {DATA} --out new {rest}")
     assert "verdict: " in result.stdout
@@ -383,7 +412,7 @@ def test_a_folder_given_as_local_dir_is_not_replaced_by_its_result(copy):
     assert "out: holds an input of this run" in wrong.stderr
 
 
-def test_audit_prints_one_object(copy, no_probes):
+def test_audit_prints_one_object(copy, spared):
     result = done(f"audit {DATA} --json --aligned bias=red:dog")
     audit = strict_json(result.stdout)
     assert audit["n"] == 12

@@ -18,7 +18,7 @@ from surgeon.measure import Measures
 from surgeon.methods import DFR, FFW, VCBA, Finetune, Leace, Magnitude, Method, Random
 from surgeon.methods.base import new_edit, select_loss
 
-pytestmark = pytest.mark.usefixtures("no_probes", "always_masked")
+pytestmark = pytest.mark.usefixtures("spared", "always_masked")
 
 METHODS: dict[str, Method] = {
     "leace": Leace(),

@@ -34,7 +34,7 @@ def home(tiny, tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def test_a_comparison_from_its_files_to_its_files(home, no_probes):
+def test_a_comparison_from_its_files_to_its_files(home, spared):
     command = f"compare model.safetensors {FLAGS} --method dfr --method leace"
     result = run(command)
     assert result.exit_code == 0, result.stderr
@@ -75,7 +75,7 @@ def test_every_operation_takes_part():
     assert set(ContestFlags(method=["gba", "dfr"]).make(seed=0)) == {"gba", "dfr"}
 
 
-def test_mistakes_and_interruptions(home, no_probes, monkeypatch):
+def test_mistakes_and_interruptions(home, spared, monkeypatch):
     refused = run(f"compare model.safetensors {FLAGS} --method nix")
     assert refused.exit_code == 2
     assert "--method: found 'nix', expected leace or dfr" in refused.stderr
