@@ -130,7 +130,7 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
 
 def documented():
     """Yield the words of every command in README and docs, those that wrap a line included."""
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text("utf-8")
         spans = re.findall(r"`((?:SURGEON_DATA=\S+ )?surgeon [^`]*)`", text)
         spans += re.findall(r"^ {4}((?:.* )?surgeon [a-z].*)$", text, re.MULTILINE)
@@ -156,6 +156,16 @@ def test_a_documented_command_exists_with_its_options(words):
         assert not names or names[0].startswith("-"), words  # named, not shown
     if context:
         context.close()
+
+
+def test_every_operation_has_its_page():
+    pages = (ROOT / "docs" / "operations").glob("*.md")
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"^\| ([a-z-]+) ", page.read_text("utf-8"), re.M)
+    }
+    assert set(surgeon.METHODS) <= named
 
 
 def test_the_documentation_has_commands_of_every_kind():
