@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from surgeon.data import Data
+from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import LabelError
 from surgeon.export import base_record
 from surgeon.measure import Controlled, Measures, Ruler, controlled
 from surgeon.methods import FFW, Method
-from surgeon.methods.base import Progress
+from surgeon.methods.base import Progress, device_changes, select_accuracy
+from surgeon.methods.controls import Magnitude, Random
 from surgeon.methods.training import Training
 from surgeon.record import PARTS, Report
 from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_erased
@@ -203,6 +204,20 @@ def _sweep(
                 "bias_term": candidate.history[-1]["bias_term"],
                 "sparsity": sparse,
                 "select": seen.to_json(),
+                "controls": _control_scores(ruler, candidate.edit),
             }
         )
     return fitted[scores.index(max(scores))], tried
+
+
+def _control_scores(ruler: Ruler, edit: Edit) -> dict[str, float]:
+    """Return the balanced accuracy on select rows of other masks that are as sparse, by name."""
+    if not edit.masked:
+        return {}
+    subject, data, scores = ruler.subject, ruler.data, {}
+    for control in (Magnitude, Random):
+        method = control(like=edit, recalibrate=bool(edit.buffers), seed=ruler.measures.seed)
+        changes = device_changes(subject, method.fit(subject, data))
+        outputs = extract(subject, data.select, overrides=changes)
+        scores[control.name] = select_accuracy(outputs.logits, data.select.groups)
+    return scores

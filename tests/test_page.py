@@ -14,7 +14,13 @@ from PIL import Image
 
 from surgeon.errors import ArtefactError
 from surgeon.report import write_page, write_several
-from surgeon.report.charts import group_chart, history_chart, layer_charts, leakage_charts
+from surgeon.report.charts import (
+    group_chart,
+    history_chart,
+    layer_charts,
+    leakage_charts,
+    sparsity_chart,
+)
 from surgeon.report.svg import told_apart
 
 PROBED = {"linear": 0.75, "mlp": 0.875}
@@ -216,7 +222,8 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     sweep = [
         {
             **{"gamma": gamma, "masked": True, "bias_term": 0.1, "select": audit},
-            "sparsity": {"gated": 0.25, "all": 0.2, "units": None},
+            "sparsity": {"gated": 0.5 - gamma / 16, "all": 0.2, "units": None},
+            "controls": {"magnitude": 0.375, "random": gamma / 8},
         }
         for gamma in (2.0, 5.0)
     ]
@@ -237,6 +244,12 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     parts = ("cat, bias <red>", "right only after", "dog → cat", "Accuracy and leakage over gamma")
     for part in (*parts, "Features by target", "Features by bias 'bias'", "1.00 ± 1.41"):
         assert part in text, part
+    sparse = sparsity_chart(sweep)
+    assert sparse is not None
+    assert sparse.grid.heads[1:] == ("searched, %", "magnitude, %", "random, %")
+    assert sparse.grid.rows[0] == ("18.8", "62.5", "37.5", "62.5")  # the least sparse first
+    assert sparsity_chart([{**record, "controls": {}} for record in sweep]) is None
+    assert sparse.title in text
     assert page.read_text("utf-8").count(base64.b64encode(file.getvalue()).decode()) == 1
 
 

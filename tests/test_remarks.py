@@ -72,6 +72,9 @@ def test_the_curve_over_gamma_pays_accuracy_for_information(planted):
     assert scores[0] > scores[2] + 0.1
     # What was given is what is shown: no setting is replaced by a new head alone.
     assert all(record["masked"] for record in done.report.sweep)
+    for record in done.report.sweep:
+        assert set(record["controls"]) == {"magnitude", "random"}
+    assert done.report.sweep[0]["controls"]["random"] < scores[0] - 0.1
     console = Console(width=80, record=True, file=io.StringIO())
     render_report(done.report.to_json(), console, sweep=done.report.sweep)
     shown = console.export_text()

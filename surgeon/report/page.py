@@ -18,6 +18,7 @@ from surgeon.report.charts import (
     layer_charts,
     leakage_charts,
     operation_grid,
+    sparsity_chart,
     sweep_chart,
 )
 from surgeon.report.html import data_url, read_json, render
@@ -75,18 +76,15 @@ class _Charts:
     leakage: Sequence[Chart]
     layers: Sequence[Chart]
     search: Chart | None
-    sweep: Chart | None
+    sweep: Sequence[Chart]
     features: Sequence[Chart]
 
     def every(self) -> list[Chart]:
         """List all that there are."""
-        single = [self.search, self.sweep]
+        search = [self.search] if self.search else []
         return [
-            self.groups,
-            *self.leakage,
-            *self.layers,
-            *(chart for chart in single if chart),
-            *self.features,
+            *(self.groups, *self.leakage, *self.layers, *search),
+            *(*self.sweep, *self.features),
         ]
 
 
@@ -105,7 +103,7 @@ def _charts(report: Mapping[str, Any], sweep: Sequence[Mapping[str, Any]]) -> _C
         ],
         layers=layer_charts(report["layers"]) if masked else [],
         search=history_chart(report["history"]),
-        sweep=sweep_chart(sweep) if sweep else None,
+        sweep=[c for c in (sweep_chart(sweep), sparsity_chart(sweep)) if c] if sweep else [],
         features=[feature_chart(features or {}, column) for column in columns],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from surgeon.report.charts.accuracy import group_chart, leakage_charts, operation_grid, result_chart
 from surgeon.report.charts.chart import Chart, Grid
-from surgeon.report.charts.course import history_chart, sweep_chart
+from surgeon.report.charts.course import history_chart, sparsity_chart, sweep_chart
 from surgeon.report.charts.layers import layer_charts
 from surgeon.report.charts.plane import feature_chart
 
@@ -18,5 +18,6 @@ __all__ = [
     "leakage_charts",
     "operation_grid",
     "result_chart",
+    "sparsity_chart",
     "sweep_chart",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgeon.card import percent
-from surgeon.report.charts.chart import Chart, Grid
+from surgeon.report.charts.chart import Chart, Grid, add_legend
 from surgeon.report.svg import AFTER, MARKERS, SERIES, drawing, new_figure, to_svg
 
 _HISTORY = {
@@ -107,6 +107,43 @@ def sweep_chart(sweep: Sequence[Mapping[str, Any]]) -> Chart:
                     percent(sweep[i]["sparsity"]["gated"]),
                 )
                 for i, value in enumerate(values)
+            ],
+        ),
+    )
+
+
+def sparsity_chart(sweep: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Draw swept masks against magnitude and random ones that are as sparse; None without any."""
+    masked = [record for record in sweep if record.get("controls")]
+    masked.sort(key=lambda record: record["sparsity"]["gated"])
+    if not masked:
+        return None
+    x = [100 * record["sparsity"]["gated"] for record in masked]
+    lines = {"searched": [record["select"]["balanced_accuracy"] for record in masked]}
+    for name in masked[0]["controls"]:
+        lines[name] = [record["controls"][name] for record in masked]
+    with drawing():
+        figure, panels = new_figure(2.6)
+        panel = panels[0, 0]
+        for (name, line), color, marker in zip(lines.items(), SERIES, MARKERS, strict=False):
+            panel.plot(x, [100 * y for y in line], marker=marker, color=color, label=name)
+        panel.set_xlabel("weights removed, %")
+        panel.set_ylabel("balanced accuracy, %")
+        add_legend(figure, panel)
+        svg = to_svg(figure)
+    return Chart(
+        "sparsity",
+        "The mask against others that are as sparse",
+        "Select rows, in percent; magnitude and random masks remove as much from every layer.",
+        svg,
+        Grid(
+            ("weights removed, %", *(f"{name}, %" for name in lines)),
+            [
+                (
+                    percent(record["sparsity"]["gated"]),
+                    *(percent(line[i]) for line in lines.values()),
+                )
+                for i, record in enumerate(masked)
             ],
         ),
     )
