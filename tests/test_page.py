@@ -15,6 +15,7 @@ from PIL import Image
 from surgeon.errors import ArtefactError
 from surgeon.report import write_page, write_several
 from surgeon.report.charts import (
+    feature_chart,
     group_chart,
     history_chart,
     layer_charts,
@@ -137,7 +138,7 @@ def read(page):
 def test_a_page_says_what_the_report_says_and_stands_alone(tmp_path):
     text = read(write_page(folder_of(tmp_path / "out", document())))
     parts = (
-        *("Improved", "worst group +50.0 points (95 % interval 43.8 to 56.2)", "against vanilla"),
+        *("Improved", "Worst group +50.0 points (95 % interval 43.8 to 56.2)", "against vanilla"),
         *(
             "Note: a note <of> the run",
             "ffw+erase",
@@ -212,7 +213,7 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     nothing = {"difference": None, "low": None, "high": None}
     report["verdict"] |= {"worst_group": nothing, "balanced": nothing}
     text = read(write_page(folder_of(tmp_path / "out", report)))
-    assert "no group has enough rows to be compared, against vanilla" in text
+    assert "No group has enough rows to be compared, against vanilla" in text
     assert "What was removed" not in text
     assert "Leakage" not in text
 
@@ -244,6 +245,11 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     parts = ("cat, bias <red>", "right only after", "dog → cat", "Accuracy and leakage over gamma")
     for part in (*parts, "Features by target", "Features by bias 'bias'", "1.00 ± 1.41"):
         assert part in text, part
+    many = {**plane, "points": points * 20}
+    labels = {"target": [f"class {k}" for k in range(60)]}
+    chart = feature_chart({"before": many, "after": many, "labels": labels}, "target")
+    assert "Numbers are the table's lines" in chart.note
+    assert "class 1" not in chart.svg
     sparse = sparsity_chart(sweep)
     assert sparse is not None
     assert sparse.grid.heads[1:] == ("searched, %", "magnitude, %", "random, %")

@@ -122,7 +122,7 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     told = "; ".join(parts) or "no group has enough rows to be compared"
     return {
         "word": verdict["word"],
-        "sentence": f"{told}, against {verdict['against']}.",
+        "sentence": f"{told[0].upper()}{told[1:]}, against {verdict['against']}.",
         "reason": verdict["reason"],
     }
 
@@ -183,6 +183,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
         else:
-            text = "by default" if value is None else json.dumps(value, ensure_ascii=False)
-            rows.append((f"{prefix}{key}", text.strip('"')))
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            rows.append((f"{prefix}{key}", "by default" if value is None else text))
     return rows

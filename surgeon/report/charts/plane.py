@@ -11,6 +11,9 @@ from matplotlib import colormaps
 from surgeon.report.charts.chart import Chart, Grid
 from surgeon.report.svg import MARKERS, SERIES, drawing, new_figure, to_svg, told_apart
 
+# More values than this have no legend.
+_NAMED_VALUES = 24
+
 
 def feature_chart(features: Mapping[str, Any], column: str) -> Chart:
     """Draw features before and after in the plane, marked by target or by a bias."""
@@ -20,7 +23,8 @@ def feature_chart(features: Mapping[str, Any], column: str) -> Chart:
     sides = {"before": "bottleneck before", "after": "what the head is given after"}
     short = told_apart(values, 22)
     across = 3 if max(map(len, short)) < 9 else 2
-    lines = -(-len(values) // across)
+    named = len(values) <= _NAMED_VALUES
+    lines = -(-len(values) // across) if named else 0
     with drawing():
         figure, panels = new_figure(2.4 + 0.2 * lines, columns=2)
         for panel, (side, title) in zip(panels[0], sides.items(), strict=True):
@@ -36,8 +40,10 @@ def feature_chart(features: Mapping[str, Any], column: str) -> Chart:
             shares = [100 * share for share in features[side]["shares"]]
             panel.set_xlabel(f"{shares[0]:.0f} % of variance")
             panel.set_ylabel(f"{shares[1]:.0f} %")
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(across, len(labels)))
+        if named:
+            handles, labels = panels[0, 0].get_legend_handles_labels()
+            across = min(across, len(labels))
+            figure.legend(handles, labels, loc="outside lower center", ncols=across)
         svg = to_svg(figure)
     what = "target" if column == "target" else f"bias '{column}'"
     rows = []
@@ -54,7 +60,9 @@ def feature_chart(features: Mapping[str, Any], column: str) -> Chart:
         f"features-{column}",
         f"Features by {what}",
         f"The {len(names)} report rows shown, along their two directions of greatest variance: "
-        f"the {sides['before']}, and {sides['after']}; each in units of its own deviation.",
+        f"the {sides['before']}, and {sides['after']}; each in units of its own deviation."
+        + " Numbers are the table's lines, from 0 on."
+        * (not named),
         svg,
         Grid((what, "n", *heads), rows),
     )
