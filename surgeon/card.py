@@ -183,6 +183,12 @@ def group_name(row: Mapping[str, Any]) -> str:
     )
 
 
+def points(change: Mapping[str, float]) -> str:
+    """Write a difference of a verdict in points, with its interval."""
+    low, high = percent(change["low"]), percent(change["high"])
+    return f"{100 * change['difference']:+.1f} points (95 % interval {low} to {high})"
+
+
 def spread(row: Mapping[str, Any]) -> str:
     """Write a group's accuracy with its interval in percent, or a dash where it has no rows."""
     if not row["n"]:

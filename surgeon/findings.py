@@ -13,6 +13,8 @@ Span = tuple[float, float]
 # The averages that every table shows, and the places where leakage is read, in their order.
 AVERAGES = ("worst_group_accuracy", "balanced_accuracy", "average_accuracy")
 PLACES = ("bottleneck", "head_input", "logits")
+# Below this many report rows leakage is shown and claims nothing.
+CLAIM_ROWS = 4000
 
 
 @dataclass(frozen=True)

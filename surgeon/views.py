@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from surgeon.data import Data, Outputs, Rows
+from surgeon.data import Data, Rows, extract
 from surgeon.edit import Edit
 from surgeon.methods.base import device_changes
 from surgeon.subject import Subject
@@ -109,7 +109,8 @@ def view(subject: Subject, data: Data, edit: Edit, before: Tensor, after: Tensor
     chosen = _chosen(rows, before, after)
     spaced = torch.linspace(0, len(rows) - 1, min(_POINTS, len(rows))).round().long()
     picked = torch.cat([torch.tensor([row for _, row in chosen], dtype=torch.int64), spaced])
-    old, new = _outputs(subject, rows, picked), _outputs(subject, rows, picked, changes)
+    seen = Rows(rows.images, rows.groups.take(picked), rows.index[picked])
+    old, new = extract(subject, seen), extract(subject, seen, overrides=changes)
     features = edit.erasure(new.features) if edit.erasure else new.features
     named = [[rows.groups.target_names[i] for i in o.logits.argmax(1)] for o in (old, new)]
     groups, count = rows.groups.take(spaced), len(chosen)
@@ -140,15 +141,6 @@ def _chosen(rows: Rows, before: Tensor, after: Tensor) -> list[tuple[str, int]]:
             members = (index == group) & (before == was) & (after == is_now)
             found += [(kind, row) for row in members.nonzero().flatten()[:_EACH].tolist()]
     return found
-
-
-@torch.no_grad()
-def _outputs(
-    subject: Subject, rows: Rows, picked: Tensor, changes: Mapping[str, Tensor] | None = None
-) -> Outputs:
-    parts = [subject.forward(rows.batch(some), changes) for some in picked.split(256)]
-    features, logits = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return Outputs(features, logits)
 
 
 def _row(data: Data, row: int) -> tuple[str, str, dict[str, str]]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon.card import LIMITS, group_name, percent
+from surgeon.card import LIMITS, group_name, points
+from surgeon.findings import CLAIM_ROWS
 from surgeon.report.charts import (
     Chart,
     Grid,
@@ -57,6 +58,7 @@ def write_page(folder: Path) -> Path:
         operations=operation_grid(report["operations"]),
         examples=_examples(report, place),
         facts=_facts(report, record),
+        claim_rows=CLAIM_ROWS,
         limits=LIMITS,
     )
     with replacing(place / "index.html") as temporary:
@@ -115,10 +117,7 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     for key, label in (("worst_group", "worst group"), ("balanced", "balanced accuracy")):
         change = verdict[key]
         if change["difference"] is not None:
-            low, high = percent(change["low"]), percent(change["high"])
-            parts.append(
-                f"{label} {100 * change['difference']:+.1f} points (95 % interval {low} to {high})"
-            )
+            parts.append(f"{label} {points(change)}")
     told = "; ".join(parts) or "no group has enough rows to be compared"
     return {
         "word": verdict["word"],

@@ -10,13 +10,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.card import group_name, percent, spread
-from surgeon.findings import AVERAGES, PLACES
+from surgeon.card import group_name, percent, points, spread
+from surgeon.findings import AVERAGES, CLAIM_ROWS, PLACES
 from surgeon.table import list_names
 
 _GROUPS_SHOWN = 12
-# Below this many report rows leakage is shown and claims nothing.
-_CLAIM_ROWS = 4000
 _FLAGGED = 30
 
 
@@ -202,8 +200,8 @@ def _leakage_notes(column: str, operations: Sequence[Mapping[str, Any]]) -> list
             f"n = {row['n']}; logits of '{operations[-1]['name']}', linear: "
             f"{percent(low)} to {percent(high)} (95 %)"
         )
-    if row["n"] < _CLAIM_ROWS:
-        lines.append(f"fewer than {_CLAIM_ROWS} report rows: leakage is shown, and claims nothing")
+    if row["n"] < CLAIM_ROWS:
+        lines.append(f"fewer than {CLAIM_ROWS} report rows: leakage is shown, and claims nothing")
     if row["untrusted"]:
         lines.append(f"missed a planted signal: {', '.join(row['untrusted'])}")
     return [Text(line) for line in lines]
@@ -214,11 +212,7 @@ def _verdict_lines(report: Mapping[str, Any]) -> Iterable[Text]:
     for name, label in (("worst_group", "worst group"), ("balanced", "balanced")):
         change = verdict[name]
         if change["difference"] is not None:
-            low, high = percent(change["low"]), percent(change["high"])
-            yield Text(
-                f"{label}: {100 * change['difference']:+.1f} points "
-                f"(95 % interval {low} to {high}) against {verdict['against']}"
-            )
+            yield Text(f"{label}: {points(change)} against {verdict['against']}")
     yield Text(f"verdict: {verdict['word']} ({verdict['reason']})", style="bold")
 
 

@@ -14,7 +14,7 @@ _HISTORY = {
     "task_loss": "task loss, nats",
     "bias_term": "bias term",
     "adversarial_loss": "adversarial loss, nats",
-    "select_balanced_accuracy": "balanced accuracy,\nselect rows, %",
+    "select_balanced_accuracy": "balanced accuracy, select rows, %",
     "sparsity": "sparsity, %",
 }
 _PERCENT = ("select_balanced_accuracy", "sparsity")
@@ -35,7 +35,7 @@ def history_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
         for panel, key in zip(panels[:, 0], keys, strict=True):
             scale = 100 if key in _PERCENT else 1
             panel.plot(epochs, [scale * record[key] for record in history], color=AFTER)
-            panel.set_title(_HISTORY[key].replace("\n", " "), loc="left")
+            panel.set_title(_HISTORY[key], loc="left")
             panel.locator_params(axis="y", nbins=4)
         panels[-1, 0].set_xlabel("epoch")
         panels[-1, 0].xaxis.get_major_locator().set_params(integer=True)
@@ -43,10 +43,10 @@ def history_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
     return Chart(
         "search",
         "How the fit went",
-        "By epoch: " + "; ".join(_HISTORY[key].replace("\n", " ") for key in keys) + ".",
+        "By epoch: " + "; ".join(_HISTORY[key] for key in keys) + ".",
         svg,
         Grid(
-            ("epoch", *(_HISTORY[key].replace("\n", " ") for key in keys)),
+            ("epoch", *(_HISTORY[key] for key in keys)),
             [
                 (
                     str(record["epoch"]),
