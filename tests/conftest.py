@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ settings.register_profile("surgeon", deadline=None, derandomize=True, database=N
 settings.load_profile("surgeon")
 # Small tensors gain nothing from threads, and equal thread counts give equal bits.
 torch.set_num_threads(1)
+# Processes that tests start inherit it: several with a thread per core each wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SIDE, BAR = 12, 6
 
