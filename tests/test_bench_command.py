@@ -99,6 +99,7 @@ def test_the_command_counts_seeds_and_keeps_results_when_interrupted(monkeypatch
     assert seen[-1][0] == Setting(benchmark="multi-color-mnist", seed=0)
 
 
+@pytest.mark.slow
 def test_slicing_says_what_it_cut_and_what_it_refused(tmp_path):
     command = ["bench", "slicing", "--arch", "test_resnet", "--arch", "convnextv2_atto"]
     command += ["--keep", str(tmp_path)]
@@ -111,6 +112,7 @@ def test_slicing_says_what_it_cut_and_what_it_refused(tmp_path):
     assert "convnextv2_atto: no unit can be cut out exactly" in refused
 
 
+@pytest.mark.slow
 def test_refit_says_what_it_timed():
     times = json.loads(CliRunner().invoke(app, ["bench", "refit", "--json"]).stdout)
     assert times["rows"] == 400

@@ -445,6 +445,7 @@ def test_digits_are_those_of_the_demo():
 
 
 @needs_data
+@pytest.mark.slow
 def test_real_digits_have_the_published_counts():
     paper = make("biased-mnist", scale="paper")
     assert paper.source.startswith("MNIST, the original files")

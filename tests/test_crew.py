@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from surgeon.crew import Failure, run_tasks
@@ -39,6 +40,7 @@ def test_processes_share_tasks_and_survive_each_other():
     assert {done[i][2] for i in (1, 2, 3)} == {max(1, (os.cpu_count() or 1) // 2)}
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_one_that_started_it(tmp_path):
     pid = tmp_path / "pid"
     script = tmp_path / "parent.py"

@@ -97,6 +97,7 @@ def test_networks_that_cannot_be_built_are_left_out():
     assert make_signatures(["timm:no-such-network"]) == {}
 
 
+@pytest.mark.slow
 def test_what_ships_names_sixty_networks_or_their_twins():
     shipped = identification._read_index()
     if shipped is None:
