@@ -17,6 +17,7 @@ from surgeon.edit import Edit
 from surgeon.entry import Bench, Task, correct_rows, fit_and_measure
 from surgeon.errors import OptionError, SurgeonError
 from surgeon.export import PROBE_ROWS, Provenance, base_record, export
+from surgeon.gradcam import find_feature_map
 from surgeon.measure import Measures, Ruler
 from surgeon.methods import FFW, Method
 from surgeon.methods.controls import Control
@@ -79,6 +80,7 @@ def compare(
     jobs: int = 1,
     read: Read | None = None,
     force: bool = False,
+    explain: bool = False,
     announce: Announce | None = None,
 ) -> Comparison:
     """Fit and measure operations on the same split, choose one by select rows, and export it.
@@ -97,6 +99,7 @@ def compare(
             calls this under `if __name__ == "__main__":`.
         read: Reads subject and data again in such a process, to which it is pickled.
         force: Start anew where the folder holds a comparison.
+        explain: Draw where the chosen network looks in the images of its report.
         announce: Takes one line per operation.
 
     Returns:
@@ -104,7 +107,8 @@ def compare(
 
     Raises:
         ArtefactError: The folder is not a comparison, or one of something else.
-        OptionError: Several jobs, and no `read`.
+        OptionError: Several jobs, and no `read`; or `explain`, and captum is not installed.
+        IncompatibleError: `explain`, and the network has no feature map.
         SurgeonError: The network as it is cannot be measured.
     """
     check_least("jobs", jobs, 1)
@@ -112,6 +116,8 @@ def compare(
     check_groups(data, measures.min_group)
     if jobs > 1 and read is None:
         raise OptionError(f"--jobs: found {jobs}, expected 1 where nothing reads the data again")
+    if explain:
+        find_feature_map(subject)  # refuses now what it could not draw in the end
     again = read if jobs > 1 and read else lambda: (subject, data)
     folder = ComparisonFolder(out, stamp_of(subject, data, measures))
     folder.open(force=force)
@@ -134,7 +140,8 @@ def compare(
         report = _report(subject, data, methods[chosen], edit, own["history"], comparison)
         right = (correct_rows(found[VANILLA], 0), correct_rows(own, len(own["operations"]) - 1))
         if right[0] is not None and right[1] is not None:
-            report = replace(report, views=view(subject, data, edit, right[0], right[1]))
+            views = view(subject, data, edit, right[0], right[1], explain=explain)
+            report = replace(report, views=views)
         path = _ship(subject, data, edit, out / _SHIP, report, measures.seed)
         comparison = replace(comparison, folder=path)
     folder.finish(comparison.to_json())

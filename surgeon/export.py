@@ -233,8 +233,8 @@ def _write_report(folder: Path, report: Report, made: Cut | None) -> None:
         write_json(folder / "sweep.json", [dict(record) for record in report.sweep])
     if report.views:
         (folder / "report" / "examples").mkdir(parents=True)
-        for name, example in zip(report.views.files(), report.views.examples, strict=True):
-            (folder / "report" / name).write_bytes(example.image)
+        for name, picture in report.views.pictures().items():
+            (folder / "report" / name).write_bytes(picture)
     layers = [asdict(layer) for layer in report.layers]
     if made:
         layers = [{**layer, **made.layer(layer["name"], layer["units"])} for layer in layers]

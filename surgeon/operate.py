@@ -13,6 +13,7 @@ from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import LabelError
 from surgeon.export import base_record
+from surgeon.gradcam import find_feature_map
 from surgeon.measure import Controlled, Measures, Ruler, controlled
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress, device_changes, select_accuracy
@@ -48,6 +49,7 @@ def operate(
     *,
     measures: Measures | None = None,
     sweep: Mapping[str, Sequence[float]] | None = None,
+    explain: bool = False,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> Outcome:
@@ -59,6 +61,7 @@ def operate(
         method: What to fit.
         measures: How to measure.
         sweep: A field of the method and the values to try; select rows choose.
+        explain: Draw where the network looks in the images of the report.
         progress: Takes one record per epoch.
         announce: Takes one line per stage.
 
@@ -67,10 +70,14 @@ def operate(
 
     Raises:
         LabelError: No group has enough report rows for a worst group.
+        OptionError: `explain`, and captum is not installed.
+        IncompatibleError: `explain`, and the network has no feature map.
     """
     measures, say = measures or Measures(), announce or (lambda _: None)
     start = time.perf_counter()
     check_groups(data, measures.min_group)
+    if explain:
+        find_feature_map(subject)  # refuses now what it could not draw in the end
     ruler = Ruler(subject, data, measures)
     say(f"fitting {method.name} on {len(data.fit)} rows, choosing on {len(data.select)}")
     began = time.perf_counter()
@@ -106,7 +113,9 @@ def operate(
         seconds=time.perf_counter() - start,
         notes=(*subject.notes, *data.labels.notes, *found.notes, *remarks),
         sweep=tried,
-        views=view(subject, data, edit, found.vanilla.correct, found.edited.correct),
+        views=view(
+            subject, data, edit, found.vanilla.correct, found.edited.correct, explain=explain
+        ),
     )
     return Outcome(edit, report, fitted.method, found)
 

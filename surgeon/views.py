@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
 from surgeon.data import Data, Rows, extract
 from surgeon.edit import Edit
+from surgeon.gradcam import find_feature_map, look
 from surgeon.methods.base import device_changes
 from surgeon.subject import Subject
+from surgeon.surgery import apply
 
 # What became of a row, by whether the network was right before and is right after.
 KINDS = {"fixed": (False, True), "broken": (True, False), "wrong": (False, False)}
@@ -38,9 +42,11 @@ class Example:
     after: str
     image: bytes
     """What the network sees, as PNG, at most 96 pixels wide and high."""
+    looks: Mapping[str, bytes] = field(default_factory=dict)
+    """`before` and `after`: where the network looks for the class it names, if that was asked."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the image."""
+        """Return all but the pictures."""
         names = ("kind", "path", "target", "before", "after")
         return {**{name: getattr(self, name) for name in names}, "bias": dict(self.bias)}
 
@@ -73,16 +79,24 @@ class Views:
     labels: Mapping[str, tuple[str, ...]]
     """Target, and each bias column, to the names of the plane's rows."""
 
-    def files(self) -> list[str]:
-        """Name the files of the examples' images, in the folder of the report."""
-        return [f"examples/{number:03d}.png" for number in range(1, len(self.examples) + 1)]
+    def pictures(self) -> dict[str, bytes]:
+        """Return the PNG files that belong into the folder of the report, by name."""
+        found = {}
+        for stem, example in self._named():
+            found[f"{stem}.png"] = example.image
+            found |= {f"{stem}-{when}.png": look for when, look in example.looks.items()}
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return what `report.json` holds of it."""
         return {
             "examples": [
-                {**example.to_json(), "file": name}
-                for name, example in zip(self.files(), self.examples, strict=True)
+                {
+                    **example.to_json(),
+                    "file": f"{stem}.png",
+                    "looks": {when: f"{stem}-{when}.png" for when in example.looks},
+                }
+                for stem, example in self._named()
             ],
             "features": {
                 "before": self.before.to_json(),
@@ -91,8 +105,19 @@ class Views:
             },
         }
 
+    def _named(self) -> list[tuple[str, Example]]:
+        return [(f"examples/{k:03d}", example) for k, example in enumerate(self.examples, 1)]
 
-def view(subject: Subject, data: Data, edit: Edit, before: Tensor, after: Tensor) -> Views:
+
+def view(
+    subject: Subject,
+    data: Data,
+    edit: Edit,
+    before: Tensor,
+    after: Tensor,
+    *,
+    explain: bool = False,
+) -> Views:
     """Look at report rows before and after an edit.
 
     Of the twelve groups with the lowest accuracy before, up to four rows of each kind are shown,
@@ -104,6 +129,11 @@ def view(subject: Subject, data: Data, edit: Edit, before: Tensor, after: Tensor
         edit: The operation.
         before: `[N]` bool, whether each report row is right before.
         after: The same, after.
+        explain: Draw where the network looks, too.
+
+    Raises:
+        OptionError: That was asked, and captum is not installed.
+        IncompatibleError: The network has no feature map.
     """
     rows, changes = data.report, device_changes(subject, edit)
     chosen = _chosen(rows, before, after)
@@ -112,16 +142,27 @@ def view(subject: Subject, data: Data, edit: Edit, before: Tensor, after: Tensor
     seen = Rows(rows.images, rows.groups.take(picked), rows.index[picked])
     old, new = extract(subject, seen), extract(subject, seen, overrides=changes)
     features = edit.erasure(new.features) if edit.erasure else new.features
-    named = [[rows.groups.target_names[i] for i in o.logits.argmax(1)] for o in (old, new)]
     groups, count = rows.groups.take(spaced), len(chosen)
+    classes = [outputs.logits[:count].argmax(1) for outputs in (old, new)]
+    named = [[rows.groups.target_names[i] for i in own] for own in classes]
+    x = seen.batch(torch.arange(count))
+    images = [_image(subject, row) for row in x.cpu()]
+    looks: list[dict[str, bytes]] = [{} for _ in images]
+    if explain and count:
+        where = find_feature_map(subject)
+        for when, net, own in zip(
+            ("before", "after"), (subject, apply(subject, edit)), classes, strict=True
+        ):
+            for k, heat in enumerate(look(net, where, x.to(subject.device), own)):
+                looks[k][when] = _png(_overlaid(images[k], heat))
     labels = {"target": tuple(groups.target_names[i] for i in groups.target)}
     for k, column in enumerate(groups.columns):
         labels[column] = tuple(groups.value_names[k][i] for i in groups.biases[:, k])
     return Views(
         examples=tuple(
-            Example(kind, *_row(data, row), was, is_now, _png(subject, rows, row))
-            for (kind, row), was, is_now in zip(
-                chosen, *(names[:count] for names in named), strict=True
+            Example(kind, *_row(data, row), was, is_now, _png(image), heat)
+            for (kind, row), was, is_now, image, heat in zip(
+                chosen, *named, images, looks, strict=True
             )
         ),
         before=_plane(old.features[count:]),
@@ -155,13 +196,25 @@ def _row(data: Data, row: int) -> tuple[str, str, dict[str, str]]:
     return path.as_posix(), groups.target_names[int(groups.target[row])], biases
 
 
-def _png(subject: Subject, rows: Rows, row: int) -> bytes:
+def _image(subject: Subject, x: Tensor) -> Image.Image:
+    """Turn what the network is given back into an image."""
     prepared = subject.preprocessing
-    x = rows.batch(torch.tensor([row]))[0].cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (prepared.mean, prepared.std))
     pixels = ((x * std + mean).clamp(0, 1) * 255).round().byte()
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     image.thumbnail((_SIDE, _SIDE))
+    return image
+
+
+def _overlaid(image: Image.Image, heat: Tensor) -> Image.Image:
+    """Lay a map, 0 to 1, over the grey image: from dark purple for nothing to bright yellow."""
+    grey = Image.fromarray((255 * heat).round().byte().numpy())
+    fine = np.asarray(grey.resize(image.size, Image.Resampling.BICUBIC))
+    layer = Image.fromarray(colormaps["inferno"](fine, bytes=True)[..., :3])
+    return Image.blend(image.convert("L").convert("RGB"), layer, 0.6).quantize(64)
+
+
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -115,12 +115,13 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     shared = flags["audit"] | {"out", "force"}
     assert not (search | training) & flags["audit"]
     shapes = {field.name for field in fields(surgeon.Formats)}
-    assert flags["prune"] == shared | search | {"with_finetune", "sweep"} | shapes
+    operation = shared | {"with_finetune", "explain"}
+    assert flags["prune"] == operation | search | {"sweep"} | shapes
     assert shapes <= flags["apply"]
-    assert flags["mask"] == shared | {"with_finetune", "method", "sparsity"}
-    assert flags["head"] == shared | {"with_finetune", "method", "recipe"}
-    assert flags["finetune"] == shared | training | {"with_finetune", "method"}
-    assert flags["compare"] == shared | {"method", "jobs"}
+    assert flags["mask"] == operation | {"method", "sparsity"}
+    assert flags["head"] == operation | {"method", "recipe"}
+    assert flags["finetune"] == operation | training | {"method"}
+    assert flags["compare"] == shared | {"method", "jobs", "explain"}
     guess = {field.name for kind in surgeon.DISCOVERIES.values() for field in fields(kind)}
     files = {"labels", "method", "out", "force"}
     assert flags["discover"] == guess | files | (

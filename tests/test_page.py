@@ -230,6 +230,7 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     ]
     example = {"target": "cat", "bias": {"bias": "<red>"}, "path": "a.png", "kind": "fixed"}
     example |= {"before": "dog", "after": "cat", "file": "examples/001.png"}
+    example["looks"] = {"before": "examples/001-before.png", "after": "examples/001-after.png"}
     points = [[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]]
     plane = {"points": points, "shares": [0.75, 0.125]}
     labels = {"bias": ["red", "blue", "red"], "target": ["cat", "dog", "cat"]}
@@ -239,7 +240,8 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     (folder / "report" / "examples").mkdir(parents=True)
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
-    (folder / "report" / "examples" / "001.png").write_bytes(file.getvalue())
+    for name in ("001", "001-before", "001-after"):
+        (folder / "report" / "examples" / f"{name}.png").write_bytes(file.getvalue())
     page = write_page(folder)
     text = read(page)
     parts = ("cat, bias <red>", "right only after", "dog → cat", "Accuracy and leakage over gamma")
@@ -256,7 +258,11 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     assert sparse.grid.rows[0] == ("18.8", "62.5", "37.5", "62.5")  # the least sparse first
     assert sparsity_chart([{**record, "controls": {}} for record in sweep]) is None
     assert sparse.title in text
-    assert page.read_text("utf-8").count(base64.b64encode(file.getvalue()).decode()) == 1
+    assert page.read_text("utf-8").count(base64.b64encode(file.getvalue()).decode()) == 3
+    assert "Where it looks after: a.png" in page.read_text("utf-8")
+    assert "(Grad-CAM)" in text
+    report["examples"] = [{**example, "looks": {}}]
+    assert "(Grad-CAM)" not in read(write_page(folder_of(tmp_path / "plain", report, sweep)))
 
 
 def test_charts_draw_what_their_tables_say():

@@ -91,3 +91,21 @@ def test_few_rows_and_a_single_feature_are_shown_too(toy, small):
     assert found.examples == ()
     assert found.before.points.shape == (2, 2)
     assert bool(found.before.points.isfinite().all())
+
+
+def test_where_it_looks_is_drawn_if_that_is_asked(toy, seen):
+    edit = DFR().fit(toy.subject, toy.data)
+    shown = view(toy.subject, toy.data, edit, right(toy), right(toy, edit), explain=True)
+    assert [e.to_json() for e in shown.examples] == [e.to_json() for e in seen.examples]
+    assert all(set(example.looks) == {"before", "after"} for example in shown.examples)
+    size = Image.open(io.BytesIO(shown.examples[0].image)).size
+    for picture in shown.examples[0].looks.values():
+        assert Image.open(io.BytesIO(picture)).size == size
+    # The head changed, and with it what a place says.
+    assert any(e.looks["before"] != e.looks["after"] for e in shown.examples)
+    named = [
+        name for e in shown.to_json()["examples"] for name in (e["file"], *e["looks"].values())
+    ]
+    assert sorted(named) == sorted(shown.pictures())
+    assert len(shown.pictures()) == 3 * len(seen.pictures())
+    assert all(entry["looks"] == {} for entry in seen.to_json()["examples"])

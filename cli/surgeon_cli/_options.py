@@ -60,6 +60,9 @@ AmpDtype = Annotated[str, typer.Option(help="bfloat16 or float16.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 WithFinetune = Annotated[bool, typer.Option(help="Add the row of plain fine-tuning.")]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Draw where the network looks, by Grad-CAM, in the page.")
+]
 Slice = Annotated[bool, typer.Option("--slice", help="Cut units that are off out of the file.")]
 RoundTo = Annotated[int, typer.Option(help="Leave a multiple of this many units to a layer.")]
 Full = Annotated[
@@ -237,6 +240,7 @@ class OperationFlags:
     measures: ComparedFlags
     network: NetworkFlags
     compute: ComputeFlags
+    explain: Explain = False
 
 
 def _pair(flag: str, text: str) -> tuple[str, Any]:

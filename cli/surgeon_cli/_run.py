@@ -76,6 +76,7 @@ def read_and_operate(
         command=command,
         force=output.force,
         sweep=sweep,
+        explain=flags.explain,
         formats=formats,
         progress=progress,
         as_json=output.as_json,
@@ -92,6 +93,7 @@ def operate_and_export(
     command: str,
     force: bool,
     sweep: Mapping[str, Sequence[float]] | None = None,
+    explain: bool = False,
     formats: Formats | None = None,
     progress: Progress,
     as_json: bool,
@@ -108,6 +110,7 @@ def operate_and_export(
         method,
         measures=measures,
         sweep=sweep,
+        explain=explain,
         progress=progress.epoch,
         announce=progress.stage,
     )

@@ -62,6 +62,7 @@ def compare(
         typer.Option(help="Folder to make or go on with; default: CHECKPOINT-compared."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Start anew where there is a comparison.")] = False,
+    explain: opt.Explain = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -84,6 +85,7 @@ def compare(
             jobs=contest.jobs,
             read=read,
             force=force,
+            explain=explain,
             announce=progress.stage,
         )
     except KeyboardInterrupt:

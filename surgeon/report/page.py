@@ -57,6 +57,7 @@ def write_page(folder: Path) -> Path:
         charts=charts,
         operations=operation_grid(report["operations"]),
         examples=_examples(report, place),
+        explained=any(example.get("looks") for example in report.get("examples", ())),
         facts=_facts(report, record),
         claim_rows=CLAIM_ROWS,
         limits=LIMITS,
@@ -128,16 +129,23 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _examples(report: Mapping[str, Any], place: Path) -> list[dict[str, Any]]:
     """Arrange the images by group and by what became of the row."""
-    groups: dict[str, dict[str, list[dict[str, str]]]] = {}
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for example in report.get("examples", ()):
-        image = place / example["file"]
-        if not image.is_file():
+        if not (place / example["file"]).is_file():
             continue
         kinds = groups.setdefault(group_name(example), {kind: [] for kind in _KINDS})
+        named = f"{example['path']}: {example['before']} before, {example['after']} after"
+        looks = [
+            (place / name, f"Where it looks {when}: {example['path']}")
+            for when, name in example.get("looks", {}).items()
+        ]
         kinds[example["kind"]].append(
             {
-                "url": data_url("image/png", image.read_bytes()),
-                "alt": f"{example['path']}: {example['before']} before, {example['after']} after",
+                "pictures": [
+                    {"url": data_url("image/png", path.read_bytes()), "alt": alt}
+                    for path, alt in ((place / example["file"], named), *looks)
+                    if path.is_file()
+                ],
                 "caption": f"{example['before']} → {example['after']}",
             }
         )
