@@ -76,8 +76,10 @@ class Views:
     """The bottleneck."""
     after: Plane
     """What the head is given: the bottleneck behind the erasure, if there is one."""
-    labels: Mapping[str, tuple[str, ...]]
-    """Target, and each bias column, to the names of the plane's rows."""
+    target: tuple[str, ...]
+    """Of the plane's rows."""
+    bias: Mapping[str, tuple[str, ...]]
+    """Bias column to the values of the plane's rows."""
 
     def pictures(self) -> dict[str, bytes]:
         """Return the PNG files that belong into the folder of the report, by name."""
@@ -101,7 +103,8 @@ class Views:
             "features": {
                 "before": self.before.to_json(),
                 "after": self.after.to_json(),
-                "labels": {column: list(names) for column, names in self.labels.items()},
+                "target": list(self.target),
+                "bias": {column: list(values) for column, values in self.bias.items()},
             },
         }
 
@@ -155,9 +158,6 @@ def view(
         ):
             for k, heat in enumerate(look(net, where, x.to(subject.device), own)):
                 looks[k][when] = _png(_overlaid(images[k], heat))
-    labels = {"target": tuple(groups.target_names[i] for i in groups.target)}
-    for k, column in enumerate(groups.columns):
-        labels[column] = tuple(groups.value_names[k][i] for i in groups.biases[:, k])
     return Views(
         examples=tuple(
             Example(kind, *_row(data, row), was, is_now, _png(image), heat)
@@ -167,7 +167,11 @@ def view(
         ),
         before=_plane(old.features[count:]),
         after=_plane(features[count:]),
-        labels=labels,
+        target=tuple(groups.target_names[i] for i in groups.target),
+        bias={
+            column: tuple(groups.value_names[k][i] for i in groups.biases[:, k])
+            for k, column in enumerate(groups.columns)
+        },
     )
 
 

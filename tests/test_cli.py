@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -127,51 +126,6 @@ def test_flags_are_the_fields_of_a_method_and_those_all_share():
     assert flags["discover"] == guess | files | (
         flags["audit"] - {"bias_labels", "audit_col", "aligned", "train_counts", "min_group"}
     )
-
-
-def documented():
-    """Yield the words of every command in README and docs, those that wrap a line included."""
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        text = path.read_text("utf-8")
-        spans = re.findall(r"`((?:SURGEON_DATA=\S+ )?surgeon [^`]*)`", text)
-        spans += re.findall(r"^ {4}((?:.* )?surgeon [a-z].*)$", text, re.MULTILINE)
-        for span in spans:
-            for part in re.split(r" && |, then ", " ".join(span.split())):
-                words = shlex.split(part.partition(" | ")[0])
-                if "surgeon" in words:
-                    yield words[words.index("surgeon") + 1 :]
-
-
-@pytest.mark.parametrize("words", sorted(set(map(tuple, documented()))), ids=" ".join)
-def test_a_documented_command_exists_with_its_options(words):
-    command, context = typer.main.get_command(app), None
-    names = list(words)
-    while names and getattr(command, "commands", None):
-        assert names[0] in command.commands, words
-        command = command.commands[names.pop(0)]
-    try:
-        context = command.make_context("surgeon", names)
-    except Exception as error:  # typer may have a click of its own
-        if type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):
-            raise
-        assert not names or names[0].startswith("-"), words  # named, not shown
-    if context:
-        context.close()
-
-
-def test_every_operation_has_its_page():
-    pages = (ROOT / "docs" / "operations").glob("*.md")
-    named = {
-        name
-        for page in pages
-        for name in re.findall(r"^\| ([a-z-]+) ", page.read_text("utf-8"), re.M)
-    }
-    assert set(surgeon.METHODS) <= named
-
-
-def test_the_documentation_has_commands_of_every_kind():
-    shown = {words[0] for words in documented()}
-    assert {"prune", "audit", "compare", "apply", "report", "bench", "discover"} <= shown
 
 
 def test_prune_leaves_these_files(home):

@@ -9,6 +9,7 @@ from torch.nn.functional import linear, one_hot
 
 from surgeon.erasure import fit_erasure
 from surgeon.groups import Groups
+from surgeon.probes import Prober
 
 
 def planted(n, width, values, seed=0, scale=1.0, lopsided=False):
@@ -86,6 +87,18 @@ def test_agrees_with_the_authors_package(case):
     moved = float((ours(x.double()) - x).abs().max())
     assert moved > 0.1 * scale
     torch.testing.assert_close(ours(x.double()), eraser(x.double()), rtol=0, atol=1e-8 * moved)
+
+
+def test_a_linear_reader_of_other_rows_is_left_at_chance():
+    x, groups = planted(9000, 128, (10,))
+    x, fit, other = x.float(), torch.arange(6000), torch.arange(6000, 9000)
+    erasure, rows = fit_erasure(x[fit], groups.take(fit)), groups.take(other)
+    read = [
+        Prober(seed=0).score(seen, rows.target, rows.biases[:, 0], 2, 10, "linear").accuracy
+        for seen in (x[other], erasure(x[other]))
+    ]
+    assert read[0] > 0.9
+    assert 0.05 < read[1] < 0.15
 
 
 def test_the_weighted_fit_is_not_the_plain_one():

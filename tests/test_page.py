@@ -233,8 +233,9 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     example["looks"] = {"before": "examples/001-before.png", "after": "examples/001-after.png"}
     points = [[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]]
     plane = {"points": points, "shares": [0.75, 0.125]}
-    labels = {"bias": ["red", "blue", "red"], "target": ["cat", "dog", "cat"]}
-    features = {"before": plane, "after": plane, "labels": labels}
+    # A bias may be called like the target.
+    named = {"target": ["cat", "dog", "cat"], "bias": {"target": ["red", "blue", "red"]}}
+    features = {"before": plane, "after": plane, **named}
     report = document(examples=[example, {**example, "file": "lost.png"}], features=features)
     folder = folder_of(tmp_path / "out", report, sweep)
     (folder / "report" / "examples").mkdir(parents=True)
@@ -245,11 +246,11 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     page = write_page(folder)
     text = read(page)
     parts = ("cat, bias <red>", "right only after", "dog → cat", "Accuracy and leakage over gamma")
-    for part in (*parts, "Features by target", "Features by bias 'bias'", "1.00 ± 1.41"):
+    for part in (*parts, "Features by target", "Features by bias 'target'", "1.00 ± 1.41"):
         assert part in text, part
     many = {**plane, "points": points * 20}
-    labels = {"target": [f"class {k}" for k in range(60)]}
-    chart = feature_chart({"before": many, "after": many, "labels": labels}, "target")
+    classes = [f"class {k}" for k in range(60)]
+    chart = feature_chart({"before": many, "after": many, "target": classes})
     assert "Numbers are the table's lines" in chart.note
     assert "class 1" not in chart.svg
     sparse = sparsity_chart(sweep)

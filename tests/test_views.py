@@ -67,7 +67,7 @@ def test_the_plane_is_that_of_the_greatest_variance(toy, seen):
     torch.testing.assert_close(points.T @ points / 500, torch.eye(2, dtype=torch.float64))
     # Last-layer retraining moves no feature.
     assert torch.equal(points, seen.after.points)
-    assert seen.labels["bias"] == tuple(str(int(b)) for b in toy.data.report.groups.biases[rows, 0])
+    assert seen.bias["bias"] == tuple(str(int(b)) for b in toy.data.report.groups.biases[rows, 0])
 
 
 def test_features_after_are_those_behind_the_erasure(toy):

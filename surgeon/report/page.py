@@ -96,7 +96,7 @@ def _charts(report: Mapping[str, Any], sweep: Sequence[Mapping[str, Any]]) -> _C
     before, after = operations[0], operations[-1]
     masked = after["sparsity"]["gated"] is not None
     features = report.get("features")
-    columns = sorted(features["labels"], key=lambda c: c != "target") if features else []
+    columns = [None, *features["bias"]] if features else []
     return _Charts(
         groups=group_chart(before["audit"], after["audit"], after["name"]),
         leakage=[

@@ -15,9 +15,9 @@ from surgeon.report.svg import MARKERS, SERIES, drawing, new_figure, to_svg, tol
 _NAMED_VALUES = 24
 
 
-def feature_chart(features: Mapping[str, Any], column: str) -> Chart:
-    """Draw features before and after in the plane, marked by target or by a bias."""
-    names = features["labels"][column]
+def feature_chart(features: Mapping[str, Any], column: str | None = None) -> Chart:
+    """Draw features before and after in the plane, marked by a bias, or else by the target."""
+    names = features["target"] if column is None else features["bias"][column]
     values = sorted(dict.fromkeys(names))
     marks = _marks(len(values))
     sides = {"before": "bottleneck before", "after": "what the head is given after"}
@@ -45,7 +45,7 @@ def feature_chart(features: Mapping[str, Any], column: str) -> Chart:
             across = min(across, len(labels))
             figure.legend(handles, labels, loc="outside lower center", ncols=across)
         svg = to_svg(figure)
-    what = "target" if column == "target" else f"bias '{column}'"
+    what = "target" if column is None else f"bias '{column}'"
     rows = []
     for value in values:
         own = [i for i, name in enumerate(names) if name == value]
@@ -57,7 +57,7 @@ def feature_chart(features: Mapping[str, Any], column: str) -> Chart:
         rows.append((value, str(len(own)), *cells))
     heads = [f"{side}, {axis}" for side in sides for axis in ("first", "second")]
     return Chart(
-        f"features-{column}",
+        "features" if column is None else f"features-{column}",
         f"Features by {what}",
         f"The {len(names)} report rows shown, along their two directions of greatest variance: "
         f"the {sides['before']}, and {sides['after']}; each in units of its own deviation."
