@@ -89,25 +89,15 @@ def export(
     shipped = made.subject if made else folded
     with fresh_directory(out, force=force) as folder:
         edit.save(folder / "edit.safetensors")
-        edit_sha256 = file_sha256(folder / "edit.safetensors")
         metadata = {
             "format": "pt",
             "surgeon.base_sha256": subject.sha256,
-            "surgeon.edit_sha256": edit_sha256,
+            "surgeon.edit_sha256": file_sha256(folder / "edit.safetensors"),
             "surgeon.method": edit.method,
         }
         sliced = {"surgeon.sliced": "true"} if shipped.attributes else {}
         _write_model(folder, shipped, {**metadata, **sliced})
-        record = {
-            "version": RECORD_VERSION,
-            "command": provenance.command if provenance else "",
-            "base": base_record(subject),
-            "edit_sha256": edit_sha256,
-            "model_sha256": file_sha256(folder / "model.safetensors"),
-            "config": dict(provenance.config) if provenance else {},
-            "seed": provenance.seed if provenance else None,
-            "environment": environment(subject),
-        }
+        record = _record(subject, folder, provenance)
         if shipped.attributes:
             record["slice"] = {"attributes": shipped.attributes, **(made.to_json() if made else {})}
             shutil.copyfile(load_sliced.__file__, folder / "load_sliced.py")
@@ -123,6 +113,20 @@ def export(
         card = model_card(subject, edit, report, sliced=bool(shipped.attributes))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def _record(subject: Subject, folder: Path, provenance: Provenance | None) -> dict[str, Any]:
+    """Say what the files in a folder are, and where they come from."""
+    return {
+        "version": RECORD_VERSION,
+        "command": provenance.command if provenance else "",
+        "base": base_record(subject),
+        "edit_sha256": file_sha256(folder / "edit.safetensors"),
+        "model_sha256": file_sha256(folder / "model.safetensors"),
+        "config": dict(provenance.config) if provenance else {},
+        "seed": provenance.seed if provenance else None,
+        "environment": environment(subject),
+    }
 
 
 def _write_model(folder: Path, subject: Subject, metadata: Mapping[str, str]) -> None:

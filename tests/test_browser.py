@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from surgeon.report import write_page, write_several
-from tests.test_page import document, folder_of
+from tests.test_page import document, folder_of, illustrated
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 pytestmark = [
@@ -41,11 +41,12 @@ def pages(tmp_path_factory):
     return {
         "small": write_page(small),
         "large": write_page(large),
+        "illustrated": write_page(illustrated(parent / "illustrated")),
         "several": parent / "several.html",
     }
 
 
-@pytest.mark.parametrize("name", ["small", "large", "several"])
+@pytest.mark.parametrize("name", ["small", "large", "illustrated", "several"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_is_whole_quiet_and_accessible(browser, pages, name, width, scheme):

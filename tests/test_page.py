@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -218,7 +217,8 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     assert "Leakage" not in text
 
 
-def test_a_sweep_images_and_features_are_shown(tmp_path):
+def illustrated(path):
+    """Make the folder of a result with a sweep, features, and an image with what is looked at."""
     audit = audit_of([0.5, 0.75], ("bias",))
     sweep = [
         {
@@ -237,33 +237,51 @@ def test_a_sweep_images_and_features_are_shown(tmp_path):
     named = {"target": ["cat", "dog", "cat"], "bias": {"target": ["red", "blue", "red"]}}
     features = {"before": plane, "after": plane, **named}
     report = document(examples=[example, {**example, "file": "lost.png"}], features=features)
-    folder = folder_of(tmp_path / "out", report, sweep)
+    folder = folder_of(path, report, sweep)
     (folder / "report" / "examples").mkdir(parents=True)
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(file, "PNG")
     for name in ("001", "001-before", "001-after"):
-        (folder / "report" / "examples" / f"{name}.png").write_bytes(file.getvalue())
+        Image.new("RGB", (4, 4)).save(folder / "report" / "examples" / f"{name}.png")
+    return folder
+
+
+def test_a_sweep_images_and_features_are_shown(tmp_path):
+    folder = illustrated(tmp_path / "out")
     page = write_page(folder)
     text = read(page)
     parts = ("cat, bias <red>", "right only after", "dog → cat", "Accuracy and leakage over gamma")
     for part in (*parts, "Features by target", "Features by bias 'target'", "1.00 ± 1.41"):
         assert part in text, part
-    many = {**plane, "points": points * 20}
-    classes = [f"class {k}" for k in range(60)]
-    chart = feature_chart({"before": many, "after": many, "target": classes})
-    assert "Numbers are the table's lines" in chart.note
-    assert "class 1" not in chart.svg
+    sweep = json.loads((folder / "sweep.json").read_text("utf-8"))
     sparse = sparsity_chart(sweep)
     assert sparse is not None
     assert sparse.grid.heads[1:] == ("searched, %", "magnitude, %", "random, %")
     assert sparse.grid.rows[0] == ("18.8", "62.5", "37.5", "62.5")  # the least sparse first
     assert sparsity_chart([{**record, "controls": {}} for record in sweep]) is None
     assert sparse.title in text
-    assert page.read_text("utf-8").count(base64.b64encode(file.getvalue()).decode()) == 3
-    assert "Where it looks after: a.png" in page.read_text("utf-8")
-    assert "(Grad-CAM)" in text
-    report["examples"] = [{**example, "looks": {}}]
-    assert "(Grad-CAM)" not in read(write_page(folder_of(tmp_path / "plain", report, sweep)))
+
+
+def test_many_values_are_numbered():
+    many = {"points": [[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]] * 20, "shares": [0.75, 0.125]}
+    classes = [f"class {k}" for k in range(60)]
+    chart = feature_chart({"before": many, "after": many, "target": classes})
+    assert "Numbers are the table's lines" in chart.note
+    assert "class 1" not in chart.svg
+
+
+def test_where_the_network_looks_stands_beside_the_image(tmp_path):
+    folder = illustrated(tmp_path / "out")
+    html = write_page(folder).read_text("utf-8")
+    image = (folder / "report" / "examples" / "001.png").read_bytes()
+    assert html.count(base64.b64encode(image).decode()) == 3
+    for part in ("a.png: dog before, cat after", "Where it looks before: a.png", "(Grad-CAM)"):
+        assert part in html
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    for example in report["examples"]:
+        example["looks"] = {}
+    (folder / "report.json").write_text(json.dumps(report), "utf-8")
+    html = write_page(folder).read_text("utf-8")
+    assert html.count(base64.b64encode(image).decode()) == 1
+    assert "Grad-CAM" not in html
 
 
 def test_charts_draw_what_their_tables_say():
