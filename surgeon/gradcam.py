@@ -139,7 +139,7 @@ def look(subject: Subject, where: FeatureMap, x: Tensor, classes: Tensor) -> Ten
     Args:
         subject: The network, as it is or edited.
         where: Its feature map.
-        x: `[n, 3, H, W]` preprocessed images on the subject's device.
+        x: `[n, 3, H, W]` preprocessed images.
         classes: `[n]` the class to ask about, of each image.
 
     Returns:
@@ -158,8 +158,8 @@ def look(subject: Subject, where: FeatureMap, x: Tensor, classes: Tensor) -> Ten
     try:
         for images, asked in zip(x.split(_BATCH), classes.split(_BATCH), strict=True):
             heat = explain.attribute(
-                images.detach().requires_grad_(),
-                target=asked.to(images.device),
+                images.detach().to(subject.device).requires_grad_(),
+                target=asked.to(subject.device),
                 relu_attributions=True,
             )
             assert isinstance(heat, Tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from surgeon.edit import Edit
 from surgeon.gradcam import find_feature_map, look
 from surgeon.methods.base import device_changes
 from surgeon.subject import Subject
-from surgeon.surgery import apply
 
 # What became of a row, by whether the network was right before and is right after.
 KINDS = {"fixed": (False, True), "broken": (True, False), "wrong": (False, False)}
@@ -150,14 +149,16 @@ def view(
     named = [[rows.groups.target_names[i] for i in own] for own in classes]
     x = seen.batch(torch.arange(count))
     images = [_image(subject, row) for row in x.cpu()]
-    looks: list[dict[str, bytes]] = [{} for _ in images]
+    looks: Sequence[Mapping[str, bytes]] = [{}] * count
     if explain and count:
-        where = find_feature_map(subject)
-        for when, net, own in zip(
-            ("before", "after"), (subject, apply(subject, edit)), classes, strict=True
-        ):
-            for k, heat in enumerate(look(net, where, x.to(subject.device), own)):
-                looks[k][when] = _png(_overlaid(images[k], heat))
+        where, edited = find_feature_map(subject), subject.with_tensors(changes)
+        found = [
+            look(net, where, x, own) for net, own in zip((subject, edited), classes, strict=True)
+        ]
+        looks = [
+            {"before": _png(_overlaid(image, was)), "after": _png(_overlaid(image, is_now))}
+            for image, was, is_now in zip(images, *found, strict=True)
+        ]
     return Views(
         examples=tuple(
             Example(kind, *_row(data, row), was, is_now, _png(image), heat)

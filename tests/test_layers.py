@@ -74,7 +74,7 @@ RANKS = {
     "methods.": 5.1,
     "methods": 5.2,
     "slicing.cut": 6,
-    "views": 6.1,
+    "views": 6,
     "slicing": 6.1,
     "surgery": 6,
     "record": 7,

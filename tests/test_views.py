@@ -109,3 +109,26 @@ def test_where_it_looks_is_drawn_if_that_is_asked(toy, seen):
     assert sorted(named) == sorted(shown.pictures())
     assert len(shown.pictures()) == 3 * len(seen.pictures())
     assert all(entry["looks"] == {} for entry in seen.to_json()["examples"])
+
+
+def test_of_a_network_that_is_always_right_no_image_is_shown(toy):
+    always = torch.ones(len(toy.data.report), dtype=torch.bool)
+    shown = view(toy.subject, toy.data, new_edit(toy.subject, "none"), always, always, explain=True)
+    assert shown.examples == ()
+    assert shown.pictures() == {}
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_same_is_drawn(toy):
+    edit = DFR().fit(toy.subject, toy.data)
+    sides = right(toy), right(toy, edit)
+    here = view(toy.subject, toy.data, edit, *sides, explain=True)
+    there = view(toy.subject.to("cuda"), toy.data, edit, *sides, explain=True)
+    for one, other in zip(here.examples, there.examples, strict=True):
+        for when, picture in one.looks.items():
+            pixels = [
+                torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+                for image in (Image.open(io.BytesIO(p)) for p in (picture, other.looks[when]))
+            ]
+            assert float((pixels[0].float() - pixels[1].float()).abs().mean()) < 2
