@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -100,6 +100,14 @@ def test_rows_against_the_bias_gain(toy, lopsided, worst_group):
     # One cluster per class tells no rows of a class apart.
     alike = ClusterFix(clusters=1, **settings).fit(toy.subject, lopsided)
     assert worst_group(toy, edit) > worst_group(toy, alike) + 0.05
+
+
+def test_the_settings_say_what_is_used():
+    found = [
+        asdict(method.settings())
+        for method in (ClusterFix(), ClusterFix(recipe="paper"), ClusterFix(clusters=3, gamma=0.0))
+    ]
+    assert [(own["clusters"], own["gamma"]) for own in found] == [(4, 0.5), (8, 0.5), (3, 0.0)]
 
 
 def test_clusters_are_of_the_given_features(toy, lopsided):

@@ -26,6 +26,16 @@ _LR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterRegime(Regime):
+    """How weights are stepped, and what weighs them."""
+
+    clusters: int = 4
+    """Of each class (paper: 8)."""
+    gamma: float = 0.5
+    """Weight of the cluster heads' loss (paper: 0.5 on CelebA, 0.01 on Waterbirds)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterFix(Training):
     """Lower a reweighted cross-entropy plus that of a head per class that tells its clusters.
 
@@ -41,8 +51,9 @@ class ClusterFix(Training):
     """
 
     name: ClassVar[str] = "clusterfix"
-    default: ClassVar[Regime] = Regime(balance="none")
-    paper: ClassVar[Regime | None] = Regime(
+    default: ClassVar[Regime] = ClusterRegime(balance="none")
+    paper: ClassVar[Regime | None] = ClusterRegime(
+        clusters=8,
         lr=1e-4,
         weight_decay=1e-2,
         epochs=100,
@@ -52,11 +63,10 @@ class ClusterFix(Training):
         augment=False,
     )
 
-    clusters: int = 8
+    clusters: int | None = None
     """Of each class."""
     gamma: float | None = None
-    """Weight of the cluster heads' loss, 0.1 by default (paper: 0.5 on CelebA, 0.01 on
-    Waterbirds; its recipe here: 0.5)."""
+    """Weight of the cluster heads' loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,18 +77,18 @@ class ClusterFix(Training):
 
     def new_objective(self, subject: Subject, data: Data) -> Objective:
         """Cluster the fit rows, and return the weighted loss with that of the clusters."""
-        device, gamma = subject.device, self.gamma
-        if gamma is None:
-            gamma = 0.5 if self.recipe == "paper" else 0.1
+        device, regime = subject.device, self.settings()
+        assert isinstance(regime, ClusterRegime)
+        clusters, gamma = regime.clusters, regime.gamma
         outputs = extract(subject, data.fit)
-        known = self._by_cluster(subject, data, outputs.features)
+        known = self._by_cluster(subject, data, outputs.features, clusters)
         groups = known.fit.groups
         targets, cluster = groups.target.to(device), groups.biases[:, 0].to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            heads = _ClusterHeads(outputs.features.to(device), groups.num_classes, self.clusters)
+            heads = _ClusterHeads(outputs.features.to(device), groups.num_classes, clusters)
         start = cross_entropy(outputs.logits, groups.target, reduction="none")
-        start = start + gamma * math.log(self.clusters)
+        start = start + gamma * math.log(clusters)
         weights = _Weights(start.to(device), groups.index.to(device))
 
         def loss(seen: Pass) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -93,13 +103,11 @@ class ClusterFix(Training):
 
         return Objective(loss, known)
 
-    def _by_cluster(self, subject: Subject, data: Data, features: Tensor) -> Data:
+    def _by_cluster(self, subject: Subject, data: Data, features: Tensor, clusters: int) -> Data:
         """Put the clusters of fit and select rows in the place of their biases."""
         groups = data.fit.groups
-        found = find_clusters(
-            features, groups.target, groups.num_classes, self.clusters, seed=self.seed
-        )
-        values = tuple(str(number) for number in range(self.clusters))
+        found = find_clusters(features, groups.target, groups.num_classes, clusters, seed=self.seed)
+        values = tuple(str(number) for number in range(clusters))
 
         def clustered(rows: Rows, features: Tensor) -> Rows:
             target = rows.groups.target

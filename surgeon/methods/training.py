@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -129,7 +129,7 @@ class Training(Method):
     def settings(self) -> Regime:
         """Return the regime with this configuration's own values put in."""
         own = self.paper if self.recipe == "paper" and self.paper else self.default
-        names = ("lr", "epochs", "batch_size", "balance")
+        names = {field.name for field in fields(self)} & {field.name for field in fields(own)}
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(own, **given)
 
