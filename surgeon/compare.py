@@ -116,8 +116,8 @@ def compare(
     check_groups(data, measures.min_group)
     if jobs > 1 and read is None:
         raise OptionError(f"--jobs: found {jobs}, expected 1 where nothing reads the data again")
-    if explain:
-        find_feature_map(subject)  # refuses now what it could not draw in the end
+    # Now, so that what could not be drawn in the end is refused before anything is fitted.
+    where = find_feature_map(subject) if explain else None
     again = read if jobs > 1 and read else lambda: (subject, data)
     folder = ComparisonFolder(out, stamp_of(subject, data, measures))
     folder.open(force=force)
@@ -140,7 +140,7 @@ def compare(
         report = _report(subject, data, methods[chosen], edit, own["history"], comparison)
         right = (correct_rows(found[VANILLA], 0), correct_rows(own, len(own["operations"]) - 1))
         if right[0] is not None and right[1] is not None:
-            views = view(subject, data, edit, right[0], right[1], explain=explain)
+            views = view(subject, data, edit, right[0], right[1], where=where)
             report = replace(report, views=views)
         path = _ship(subject, data, edit, out / _SHIP, report, measures.seed)
         comparison = replace(comparison, folder=path)

@@ -89,15 +89,16 @@ def export(
     shipped = made.subject if made else folded
     with fresh_directory(out, force=force) as folder:
         edit.save(folder / "edit.safetensors")
+        edit_sha256 = file_sha256(folder / "edit.safetensors")
         metadata = {
             "format": "pt",
             "surgeon.base_sha256": subject.sha256,
-            "surgeon.edit_sha256": file_sha256(folder / "edit.safetensors"),
+            "surgeon.edit_sha256": edit_sha256,
             "surgeon.method": edit.method,
         }
         sliced = {"surgeon.sliced": "true"} if shipped.attributes else {}
         _write_model(folder, shipped, {**metadata, **sliced})
-        record = _record(subject, folder, provenance)
+        record = _record(subject, folder, edit_sha256, provenance)
         if shipped.attributes:
             record["slice"] = {"attributes": shipped.attributes, **(made.to_json() if made else {})}
             shutil.copyfile(load_sliced.__file__, folder / "load_sliced.py")
@@ -115,13 +116,15 @@ def export(
     return out
 
 
-def _record(subject: Subject, folder: Path, provenance: Provenance | None) -> dict[str, Any]:
+def _record(
+    subject: Subject, folder: Path, edit_sha256: str, provenance: Provenance | None
+) -> dict[str, Any]:
     """Say what the files in a folder are, and where they come from."""
     return {
         "version": RECORD_VERSION,
         "command": provenance.command if provenance else "",
         "base": base_record(subject),
-        "edit_sha256": file_sha256(folder / "edit.safetensors"),
+        "edit_sha256": edit_sha256,
         "model_sha256": file_sha256(folder / "model.safetensors"),
         "config": dict(provenance.config) if provenance else {},
         "seed": provenance.seed if provenance else None,

@@ -76,8 +76,8 @@ def operate(
     measures, say = measures or Measures(), announce or (lambda _: None)
     start = time.perf_counter()
     check_groups(data, measures.min_group)
-    if explain:
-        find_feature_map(subject)  # refuses now what it could not draw in the end
+    # Now, so that what could not be drawn in the end is refused before anything is fitted.
+    where = find_feature_map(subject) if explain else None
     ruler = Ruler(subject, data, measures)
     say(f"fitting {method.name} on {len(data.fit)} rows, choosing on {len(data.select)}")
     began = time.perf_counter()
@@ -113,9 +113,7 @@ def operate(
         seconds=time.perf_counter() - start,
         notes=(*subject.notes, *data.labels.notes, *found.notes, *remarks),
         sweep=tried,
-        views=view(
-            subject, data, edit, found.vanilla.correct, found.edited.correct, explain=explain
-        ),
+        views=view(subject, data, edit, found.vanilla.correct, found.edited.correct, where=where),
     )
     return Outcome(edit, report, fitted.method, found)
 

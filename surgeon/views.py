@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surgeon.data import Data, Rows, extract
 from surgeon.edit import Edit
-from surgeon.gradcam import find_feature_map, look
+from surgeon.gradcam import FeatureMap, look
 from surgeon.methods.base import device_changes
 from surgeon.subject import Subject
 
@@ -118,7 +118,7 @@ def view(
     before: Tensor,
     after: Tensor,
     *,
-    explain: bool = False,
+    where: FeatureMap | None = None,
 ) -> Views:
     """Look at report rows before and after an edit.
 
@@ -131,11 +131,7 @@ def view(
         edit: The operation.
         before: `[N]` bool, whether each report row is right before.
         after: The same, after.
-        explain: Draw where the network looks, too.
-
-    Raises:
-        OptionError: That was asked, and captum is not installed.
-        IncompatibleError: The network has no feature map.
+        where: The feature map to draw where the network looks on; None draws nothing of that.
     """
     rows, changes = data.report, device_changes(subject, edit)
     chosen = _chosen(rows, before, after)
@@ -150,8 +146,8 @@ def view(
     x = seen.batch(torch.arange(count))
     images = [_image(subject, row) for row in x.cpu()]
     looks: Sequence[Mapping[str, bytes]] = [{}] * count
-    if explain and count:
-        where, edited = find_feature_map(subject), subject.with_tensors(changes)
+    if where and count:
+        edited = subject.with_tensors(changes)
         found = [
             look(net, where, x, own) for net, own in zip((subject, edited), classes, strict=True)
         ]

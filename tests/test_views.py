@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from surgeon.data import Rows, extract
+from surgeon.gradcam import find_feature_map
 from surgeon.methods import DFR, Leace
 from surgeon.methods.base import device_changes, new_edit
 from surgeon.views import KINDS, view
@@ -95,7 +96,14 @@ def test_few_rows_and_a_single_feature_are_shown_too(toy, small):
 
 def test_where_it_looks_is_drawn_if_that_is_asked(toy, seen):
     edit = DFR().fit(toy.subject, toy.data)
-    shown = view(toy.subject, toy.data, edit, right(toy), right(toy, edit), explain=True)
+    shown = view(
+        toy.subject,
+        toy.data,
+        edit,
+        right(toy),
+        right(toy, edit),
+        where=find_feature_map(toy.subject),
+    )
     assert [e.to_json() for e in shown.examples] == [e.to_json() for e in seen.examples]
     assert all(set(example.looks) == {"before", "after"} for example in shown.examples)
     size = Image.open(io.BytesIO(shown.examples[0].image)).size
@@ -113,7 +121,14 @@ def test_where_it_looks_is_drawn_if_that_is_asked(toy, seen):
 
 def test_of_a_network_that_is_always_right_no_image_is_shown(toy):
     always = torch.ones(len(toy.data.report), dtype=torch.bool)
-    shown = view(toy.subject, toy.data, new_edit(toy.subject, "none"), always, always, explain=True)
+    shown = view(
+        toy.subject,
+        toy.data,
+        new_edit(toy.subject, "none"),
+        always,
+        always,
+        where=find_feature_map(toy.subject),
+    )
     assert shown.examples == ()
     assert shown.pictures() == {}
 
@@ -123,8 +138,10 @@ def test_of_a_network_that_is_always_right_no_image_is_shown(toy):
 def test_on_cuda_the_same_is_drawn(toy):
     edit = DFR().fit(toy.subject, toy.data)
     sides = right(toy), right(toy, edit)
-    here = view(toy.subject, toy.data, edit, *sides, explain=True)
-    there = view(toy.subject.to("cuda"), toy.data, edit, *sides, explain=True)
+    here = view(toy.subject, toy.data, edit, *sides, where=find_feature_map(toy.subject))
+    there = view(
+        toy.subject.to("cuda"), toy.data, edit, *sides, where=find_feature_map(toy.subject)
+    )
     for one, other in zip(here.examples, there.examples, strict=True):
         for when, picture in one.looks.items():
             pixels = [
