@@ -19,6 +19,7 @@ from surgeon.probes import Prober
 from surgeon.record import Operation
 from surgeon.subject import Subject
 from surgeon.surgery import Sparsity, sparsity
+from surgeon.verdict import Verdict, judge
 
 _RANDOM_SEEDS = 5
 _NO_MASK = Sparsity(None, None, None)
@@ -83,6 +84,27 @@ class Ruler:
             seed=self.measures.seed,
         )
 
+    def vanilla(self) -> tuple[Operation, Audit]:
+        """Measure the subject as it is: a row of the table, and its audit."""
+        found = self.audit(mlp=True)
+        return Operation("vanilla", found.to_json(), _NO_MASK, 0.0), found
+
+    def verdict(self, base: Audit, edited: Audit, *, against: str = "vanilla") -> Verdict:
+        """Judge an operation against another one on the report rows."""
+        groups = self.data.report.groups
+        return judge(
+            base.correct,
+            edited.correct,
+            groups.index,
+            groups.num_groups,
+            min_group=self.measures.min_group,
+            gap_intervals=base.gap_intervals,
+            leaks=base.logit_leaks,
+            aligned_by=self.aligned_by,
+            against=against,
+            seed=self.measures.seed,
+        )
+
     def row(self, name: str, edit: Edit, seconds: float, *, mlp: bool = False) -> Operation:
         """Measure one edit as a row of the table."""
         return self.describe(name, edit, self.audit(edit, mlp=mlp), seconds)
@@ -129,24 +151,6 @@ def audit(
     return Ruler(subject, data, measures or Measures()).audit(edit, mlp=True)
 
 
-def measure(
-    subject: Subject, data: Data, edits: Mapping[str, Edit], measures: Measures | None = None
-) -> list[Operation]:
-    """Measure finished edits on the report rows, one row of a table each.
-
-    Args:
-        subject: The base of all of them.
-        data: Labelled rows.
-        edits: Row name to edit.
-        measures: How to measure; MLP probes are run as it says.
-
-    Returns:
-        The rows in the order given; their seconds are not known and zero.
-    """
-    ruler = Ruler(subject, data, measures or Measures())
-    return [ruler.row(name, edit, 0.0, mlp=True) for name, edit in edits.items()]
-
-
 @dataclass(frozen=True, eq=False)
 class Controlled:
     """An operation beside the vanilla network, the baselines and the controls."""
@@ -168,9 +172,10 @@ def controlled(ruler: Ruler, edit: Edit, seconds: float) -> Controlled:
         edit: The operation as it will be exported.
         seconds: What its fit took.
     """
-    vanilla, edited = ruler.audit(mlp=True), ruler.audit(edit, mlp=True)
+    untouched, vanilla = ruler.vanilla()
+    edited = ruler.audit(edit, mlp=True)
     obstacle = ruler.subject.head.obstacle(ruler.subject.head_tensors)
-    rows = [Operation("vanilla", vanilla.to_json(), _NO_MASK, 0.0)]
+    rows = [untouched]
     brief = ruler.measures.brief
     baselines: list[Method] = [] if obstacle else [DFR()]
     if not (obstacle or brief):

@@ -23,7 +23,7 @@ from surgeon.record import PARTS, Report
 from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_erased
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
-from surgeon.verdict import Verdict, judge
+from surgeon.verdict import Verdict
 from surgeon.views import view
 
 Announce = Callable[[str], None]
@@ -89,17 +89,7 @@ def operate(
     seconds = time.perf_counter() - began
     say(f"measuring on {len(data.report)} report rows")
     found = controlled(ruler, edit, seconds)
-    verdict = judge(
-        found.vanilla.correct,
-        found.edited.correct,
-        data.report.groups.index,
-        data.report.groups.num_groups,
-        min_group=measures.min_group,
-        gap_intervals=found.vanilla.gap_intervals,
-        leaks=found.vanilla.logit_leaks,
-        aligned_by=ruler.aligned_by,
-        seed=measures.seed,
-    )
+    verdict = ruler.verdict(found.vanilla, found.edited)
     remarks = _remarks(fitted, data, found, verdict)
     report = Report(
         base=base_record(subject),

@@ -104,9 +104,11 @@ def test_a_run_leaves_what_it_says(tmp_path, fits):
         *("random", "random+erase", "magnitude", "magnitude+erase", "ffw", "ffw+erase"),
     ]
     assert [row["name"] for row in structured["operations"]] == [
-        *("ffw-structured", "ffw-structured+erase"),
+        *("vanilla", "ffw-structured", "ffw-structured+erase"),
     ]
-    assert structured["verdict"] is structured["against_dfr"] is None
+    assert structured["operations"][0] == main["operations"][0]
+    assert structured["verdict"]["against"] == "vanilla"
+    assert structured["against_dfr"] is None
     for row in (*main["operations"], *structured["operations"]):
         mlp = None if row["name"].startswith("random") else 0.5
         assert row["audit"]["biases"]["ground"]["leakage"]["logits"] == {"linear": 0.5, "mlp": mlp}

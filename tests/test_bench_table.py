@@ -264,23 +264,28 @@ def test_networks_are_set_side_by_side():
     assert len(cells) == 3
 
 
-def test_verdicts_are_told_by_seed():
+def test_verdicts_are_told_by_operation_and_seed():
     runs = [
         result(
-            [row_of("ffw", 0.5)],
+            [row_of("vanilla", 0.5), row_of(name, 0.5)],
             seed=seed,
+            operation=name,
             verdicts={
                 "verdict": verdict(d, d - 0.1, d + 0.1, word, "vanilla"),
-                "against_dfr": verdict(0.0, None, None, "no significant change"),
+                "against_dfr": dfr,
             },
         )
+        for name, dfr in (("ffw", verdict(0.0, None, None, "no significant change")), ("gba", None))
         for seed, d, word in ((0, 0.2, "improved"), (1, 0.0, "worse"))
     ]
-    text = render_bench(runs)
+    told = render_bench(runs)
+    for name in ("ffw", "gba"):
+        change = "worst group: +10.0 (+0.0 to +20.0) points; by seed: 0 improved, 1 worse."
+        assert f"\n{name} against vanilla, {change}" in told
     assert (
-        "Against vanilla, worst group: +10.0 (+0.0 to +20.0) points; by seed: 0 improved, 1 worse."
-    ) in text
-    assert "Against dfr, worst group: - points; by seed: 0 no significant change, 1 no" in text
+        "\nffw against dfr, worst group: - points; by seed: 0 no significant change, 1 no" in told
+    )
+    assert "gba against dfr" not in told
 
 
 def test_sections_and_cells_are_in_order_and_text_is_plain():

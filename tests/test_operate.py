@@ -15,7 +15,7 @@ from PIL import Image
 import surgeon
 from surgeon.edit import Edit
 from surgeon.errors import IncompatibleError, LabelError
-from surgeon.measure import Measures, audit, measure
+from surgeon.measure import Measures, Ruler, audit
 from surgeon.methods import DFR, FFW
 from surgeon.methods.base import with_erasure
 from surgeon.operate import config_of, operate
@@ -102,7 +102,7 @@ def test_controls_have_the_sparsity_of_the_operation(outcome):
 
 
 def test_measuring_again_gives_the_same_rows(outcome, toy):
-    (again,) = measure(toy.subject, toy.data, {"ffw+erase": outcome.edit}, MEASURES)
+    again = Ruler(toy.subject, toy.data, MEASURES).row("ffw+erase", outcome.edit, 0.0, mlp=True)
     assert again.audit == outcome.report.operations[-1].audit
     vanilla = audit(toy.subject, toy.data, measures=MEASURES)
     assert vanilla.to_json() == outcome.report.operations[0].audit

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +15,15 @@ from surgeon.benchmarks.protocol import BenchSet
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.export import environment
-from surgeon.measure import Measures, measure
+from surgeon.measure import Measures, Ruler
 from surgeon.methods import FFW, Method
 from surgeon.methods.base import Progress
-from surgeon.operate import Announce, Outcome, operate
+from surgeon.operate import Announce, operate
 from surgeon.record import Operation
 from surgeon.slicing.cut import cut, units_off
 from surgeon.subject import Subject
 from surgeon.surgery import apply
-from surgeon.verdict import judge
+from surgeon.verdict import Verdict
 
 
 def measured(
@@ -44,7 +43,7 @@ def measured(
         data: Labelled rows.
         bench: What they were made from.
         name: Of the operation. `ffw` brings the baselines and controls along; under another one
-            only the operation is measured, without and with its erasure.
+            the operation is measured beside the vanilla network, without and with its erasure.
         method: What to fit.
         measures: How to measure.
         progress: Takes one record per epoch.
@@ -52,23 +51,26 @@ def measured(
 
     Returns:
         `environment`, `git`, `seconds` (`fit`, and `whole` with all measurements), `groups`,
-        `operations`, and `verdict` and `against_dfr`, each None where it was not judged; with unit
+        `operations`, `verdict` and `against_dfr` (None where that was not measured); with unit
         masks `sliced`, what slicing leaves.
     """
     say = announce or (lambda _: None)
-    began, outcome = time.perf_counter(), None
+    began = time.perf_counter()
     if name == FFW.name:
         outcome = operate(subject, data, method, measures=measures, progress=progress, announce=say)
-        rows = outcome.report.operations
-        edit, fit = outcome.edit, rows[-1].seconds
+        found, edit, ruler = outcome.controlled, outcome.edit, Ruler(subject, data, measures)
+        rows, fit = found.rows, found.rows[-1].seconds
+        dfr = found.baselines.get("dfr")
+        verdicts = {
+            "verdict": outcome.report.verdict.to_json(),
+            "against_dfr": dfr and ruler.verdict(dfr, found.edited, against="dfr").to_json(),
+        }
     else:
         edit = method.fit(subject, data, progress=progress)
         fit = time.perf_counter() - began
         say(f"measuring on {len(data.report)} report rows")
-        edits = {name: edit}
-        if edit.erasure and (edit.masked or edit.updates):
-            edits = {name: edit.without("erasure"), f"{name}+erase": edit}
-        rows = [replace(row, seconds=fit) for row in measure(subject, data, edits, measures)]
+        rows, verdict = _beside_vanilla(Ruler(subject, data, measures), name, edit, fit)
+        verdicts = {"verdict": verdict.to_json(), "against_dfr": None}
     own = own_values(bench)
     whole = time.perf_counter() - began
     return {
@@ -77,10 +79,23 @@ def measured(
         "seconds": _rounded({"fit": fit, "whole": whole}),
         "groups": _groups(rows[0]),
         "operations": [_row(row, own) for row in rows],
-        "verdict": outcome and _rounded(outcome.report.verdict.to_json()),
-        "against_dfr": outcome and _against_dfr(outcome, data, measures),
+        **_rounded(verdicts),
         **({"sliced": _sliced(subject, edit, data)} if edit.units else {}),
     }
+
+
+def _beside_vanilla(
+    ruler: Ruler, name: str, edit: Edit, seconds: float
+) -> tuple[list[Operation], Verdict]:
+    """Measure the vanilla network, and an edit as it is and, where it erases, without that."""
+    row, vanilla = ruler.vanilla()
+    rows = [row]
+    if edit.erasure and (edit.masked or edit.updates):
+        rows.append(ruler.row(name, edit.without("erasure"), seconds, mlp=True))
+        name = f"{name}+erase"
+    edited = ruler.audit(edit, mlp=True)
+    rows.append(ruler.describe(name, edit, edited, seconds))
+    return rows, ruler.verdict(vanilla, edited)
 
 
 def _environment(subject: Subject) -> dict[str, Any]:
@@ -100,26 +115,6 @@ def _row(row: Operation, own: Mapping[str, Mapping[str, str]]) -> dict[str, Any]
     groups: Sequence[Mapping[str, Any]] = audit.pop("groups")
     audit["group_accuracies"] = [group["accuracy"] for group in groups]
     return _rounded({**document, "audit": audit, "by_alignment": by_alignment(groups, own)})
-
-
-def _against_dfr(outcome: Outcome, data: Data, measures: Measures) -> dict[str, Any] | None:
-    """Judge the operation against last-layer retraining on the same rows."""
-    dfr = outcome.controlled.baselines.get("dfr")
-    if dfr is None:
-        return None
-    verdict = judge(
-        dfr.correct,
-        outcome.controlled.edited.correct,
-        data.report.groups.index,
-        data.report.groups.num_groups,
-        min_group=measures.min_group,
-        gap_intervals=dfr.gap_intervals,
-        leaks=dfr.logit_leaks,
-        aligned_by=outcome.report.verdict.aligned_by,
-        against="dfr",
-        seed=measures.seed,
-    )
-    return _rounded(verdict.to_json())
 
 
 def _sliced(subject: Subject, edit: Edit, data: Data) -> dict[str, int]:

@@ -93,7 +93,7 @@ def run(
         setting: The cell.
         out: Folder for `vanilla`, `results` and the owner's folder of the setting.
         operations: Name to method. `ffw` is measured beside all baselines and controls; another
-            one brings its own rows alone.
+            one is measured beside the vanilla network alone.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         epochs: Cap on the epochs of the vanilla network, of every search and of fine-tuning, for
             trials; results say so and have names of their own.

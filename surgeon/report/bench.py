@@ -282,13 +282,17 @@ def _pattern(aligned: Mapping[str, bool]) -> str:
 
 
 def _verdicts(results: Sequence[Result]) -> Iterable[str]:
-    for key in ("verdict", "against_dfr"):
-        judged = [result for result in results if result[key]]
-        if judged:
-            words = ", ".join(f"{r['setting']['seed']} {r[key]['word']}" for r in judged)
-            change = difference([result[key] for result in judged])
-            against = judged[0][key]["against"]
-            yield f"Against {against}, worst group: {change} points; by seed: {words}."
+    by_name: dict[str, list[Result]] = {}
+    for result in results:
+        by_name.setdefault(result["operations"][-1]["name"], []).append(result)
+    for name in ordered(by_name):
+        for key in ("verdict", "against_dfr"):
+            judged = [result for result in by_name[name] if result[key]]
+            if judged:
+                words = ", ".join(f"{r['setting']['seed']} {r[key]['word']}" for r in judged)
+                change = difference([result[key] for result in judged])
+                against = judged[0][key]["against"]
+                yield f"{name} against {against}, worst group: {change} points; by seed: {words}."
 
 
 def _average(audit: Mapping[str, Any], name: str) -> float | None:
