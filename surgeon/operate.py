@@ -20,7 +20,7 @@ from surgeon.methods.base import Progress, device_changes, select_accuracy
 from surgeon.methods.controls import Magnitude, Random
 from surgeon.methods.training import Training
 from surgeon.record import PARTS, Report
-from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_erased
+from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_erased, unopposed_values
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
 from surgeon.verdict import Verdict
@@ -134,6 +134,7 @@ def config_of(method: Method) -> dict[str, Any]:
 def _remarks(fitted: _Fitted, data: Data, found: Controlled, verdict: Verdict) -> tuple[str, ...]:
     return (
         *bound_targets(data.fit.groups),
+        *unopposed_values(data.fit.groups),
         *augmented(fitted.history),
         *(no_mask(fitted.edit) if isinstance(fitted.method, FFW) else ()),
         *partly_erased(fitted.edit, data.fit.groups),

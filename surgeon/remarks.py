@@ -64,6 +64,26 @@ def bound_targets(groups: Groups) -> tuple[str, ...]:
     return tuple(found)
 
 
+def unopposed_values(groups: Groups) -> tuple[str, ...]:
+    """Name bias values that occur with one target only, where the rows hold others.
+
+    No row shows such a value beside another target, so what it does there is not measured.
+    """
+    if int(groups.target.unique().numel()) < 2:
+        return ()
+    found = []
+    for k in groups.fitted:
+        for value, name in enumerate(groups.value_names[k]):
+            rows = groups.target[groups.biases[:, k] == value]
+            if len(rows) and int(rows.unique().numel()) == 1:
+                target = groups.target_names[int(rows[0])]
+                found.append(
+                    f"{groups.columns[k]} '{name}': all {len(rows)} fit rows have target "
+                    f"'{target}', so none shows that it can be something else"
+                )
+    return tuple(found)
+
+
 def cost(vanilla: Audit, edited: Audit, verdict: Verdict) -> tuple[str, ...]:
     """Say what accuracy was paid for which leakage, where the balanced accuracy fell for sure."""
     if not verdict.balanced.below:

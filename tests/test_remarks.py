@@ -13,7 +13,7 @@ from surgeon.measure import Measures
 from surgeon.methods import FFW
 from surgeon.methods.base import new_edit
 from surgeon.operate import operate
-from surgeon.remarks import bound_targets, partly_erased
+from surgeon.remarks import bound_targets, partly_erased, unopposed_values
 from surgeon.report import render_report
 
 MEASURES = Measures(mlp=False, brief=True)
@@ -26,6 +26,17 @@ def test_a_target_that_is_the_bias_is_named_before_anything_is_removed(planted, 
     assert bound_targets(toy.data.fit.groups) == ()
     audited = replace(planted.data.fit.groups, audited=("bias",))
     assert bound_targets(audited) == ()
+
+
+def test_a_bias_value_that_no_row_goes_against_is_named(toy):
+    groups = toy.data.fit.groups
+    kept = ((groups.biases[:, 0] == 0) | (groups.target == 1)).nonzero().flatten()
+    (sentence,) = unopposed_values(groups.take(kept))
+    count = int(((groups.biases[:, 0] == 1) & (groups.target == 1)).sum())
+    assert sentence.startswith(f"{groups.columns[0]} '1': all {count} fit rows have target '1'")
+    assert unopposed_values(groups) == ()
+    one_target = (groups.target == 0).nonzero().flatten()
+    assert unopposed_values(groups.take(one_target)) == ()
 
 
 def test_directions_that_are_left_to_noise_are_told(planted):

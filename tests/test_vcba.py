@@ -13,6 +13,7 @@ from surgeon.bias_head import BiasHead
 from surgeon.data import Rows, extract
 from surgeon.dependence import hsic, scatter, within_classes
 from surgeon.errors import LabelError, OptionError
+from surgeon.groups import Groups
 from surgeon.methods import VCBA, Finetune
 from surgeon.methods.base import device_changes
 from surgeon.methods.training import Regime
@@ -43,6 +44,21 @@ def test_a_bias_value_with_one_kind_of_rows_is_named(toy, lopsided):
         VCBA(epochs=1).fit(toy.subject, bare)
     count = int((bare.fit.groups.biases[:, 0] == 1).sum())
     assert f"bias '1': all {count} fit rows are aligned" in str(error.value)
+    never = torch.zeros(len(fit), 1, dtype=torch.bool)
+    with pytest.raises(LabelError, match=r"bias '0': all \d+ fit rows are misaligned"):
+        row_weights(fit.groups, never, "val.csv")
+
+
+def test_a_bias_value_that_no_row_goes_against_weighs_one():
+    # Of three colours the last is seen on its own class alone; each class has both kinds.
+    target = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2])
+    bias = torch.tensor([0, 1, 1, 0, 2, 2, 2, 0])
+    names = ("a", "b", "c")
+    groups = Groups(target, bias[:, None], names, ("bias",), (names,))
+    weights = row_weights(groups, (bias == target)[:, None], "val.csv")
+    # rho: 1 of 3 rows of colour 0, 1 of 2 of colour 1, all 3 of colour 2.
+    expected = torch.tensor([3.0, 2.0, 2.0, 1.5, 1.0, 1.0, 1.0, 1.5])
+    torch.testing.assert_close(weights, expected / expected.mean())
 
 
 def test_rows_drawn_by_groups_would_weigh_twice():

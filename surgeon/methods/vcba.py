@@ -38,8 +38,9 @@ class VCBA(Training):
 
     A row is aligned where its bias value pulls toward its own target and misaligned where toward
     another. With rho the aligned share of the rows of a bias value, an aligned row weighs 1 / rho
-    and a misaligned one 1 / (1 - rho), so that both kinds count equally. With several biases
-    weights are multiplied, and what is told of them is averaged.
+    and a misaligned one 1 / (1 - rho), so that both kinds count equally; where all of a value are
+    aligned they weigh 1. With several biases weights are multiplied, and what is told of them is
+    averaged.
 
     Rows are drawn as often as they weigh. What the features tell is taken within classes, so that
     it is not the target: the dependence of bias and features less their class's mean (HSIC), and
@@ -52,7 +53,7 @@ class VCBA(Training):
         The published code counts rho's aligned rows by the bias and all rows by the target, which
         can leave 0 to 1, and weighs all rows alike if it does; it learns nothing from batches
         without misaligned rows, and reads the information off a batch's one or two others. Ours
-        counts both by the bias and refuses a bias value without either kind; every batch counts,
+        counts both by the bias, and `row_weights` names what cannot be weighed; every batch counts,
         and the joint table of the information is followed over an epoch. A value pulls where the
         network's answers say so, else toward the target it is most often seen with.
     """
@@ -84,7 +85,7 @@ class VCBA(Training):
         """Return weighted cross-entropy plus information.
 
         Raises:
-            LabelError: All rows of a bias value are aligned, or none is.
+            LabelError: As `row_weights` says.
         """
         groups, device, paper = data.fit.groups, subject.device, self.recipe == "paper"
         outputs = extract(subject, data.fit)
@@ -160,20 +161,18 @@ def row_weights(groups: Groups, aligned: Tensor, where: str) -> Tensor:
         `[N]` float32, mean 1.
 
     Raises:
-        LabelError: All rows of a bias value are aligned, or none is; every fault is listed.
+        LabelError: No row of a bias value is aligned; or all are, and all rows of some class are
+            too, which then is not seen beside it. Every such value is named.
     """
     weights, faults = torch.ones(len(groups), dtype=torch.float64), []
-    for k in groups.fitted:
-        bias, values = groups.biases[:, k], groups.num_values(k)
-        counts = torch.bincount(bias, minlength=values).double()
-        rho = torch.bincount(bias[aligned[:, k]], minlength=values) / counts
-        for value in ((rho == 0) | (rho == 1)).nonzero().flatten().tolist():
-            kind = "aligned" if rho[value] == 1 else "misaligned"
-            faults.append(
-                f"{groups.columns[k]} '{groups.value_names[k][value]}': all "
-                f"{int(counts[value])} fit rows are {kind} with the target it pulls toward"
-            )
-        weights *= torch.where(aligned[:, k], 1 / rho[bias], 1 / (1 - rho[bias]))
+    for column, k in enumerate(groups.fitted):
+        own, bias = aligned[:, column], groups.biases[:, k]
+        rho = _shares(own, bias, groups.num_values(k))
+        of_class = _shares(own, groups.target, groups.num_classes)
+        faults += _named(groups, k, rho == 0, "misaligned")
+        if bool((of_class == 1).any()):
+            faults += _named(groups, k, rho == 1, "aligned")
+        weights /= torch.where(own, rho[bias], 1 - rho[bias])
     if faults:
         raise LabelError(
             f"{where}: {len(faults)} bias values with one kind of rows, expected aligned and "
@@ -181,6 +180,22 @@ def row_weights(groups: Groups, aligned: Tensor, where: str) -> Tensor:
             faults,
         )
     return (weights / weights.mean()).float()
+
+
+def _named(groups: Groups, column: int, values: Tensor, kind: str) -> list[str]:
+    """Name values `[B]` of a bias whose rows are of one kind."""
+    counts = torch.bincount(groups.biases[:, column], minlength=len(values))
+    return [
+        f"{groups.columns[column]} '{groups.value_names[column][value]}': all {int(counts[value])} "
+        f"fit rows are {kind} with the target it pulls toward"
+        for value in values.nonzero().flatten().tolist()
+    ]
+
+
+def _shares(held: Tensor, value: Tensor, num: int) -> Tensor:
+    """Return for each of `num` values the share `[num]` of its rows that are held."""
+    counts = torch.bincount(value, minlength=num).double()
+    return torch.bincount(value[held], minlength=num) / counts
 
 
 class _Reader:
