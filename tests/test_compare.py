@@ -220,6 +220,7 @@ def test_a_network_that_cannot_be_measured_ends_it(owner, tmp_path, monkeypatch)
         run(subject, data, {"leace": METHODS["leace"]}, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_finds(tiny, tmp_path):
     # Probes and searches run as they are: what a fixture replaces, other processes do not know.
     subject, data = read_owner(tiny)

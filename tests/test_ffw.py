@@ -307,6 +307,7 @@ surgeon.export(subject, edit, out, images=data.report.batch(torch.arange(len(dat
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tiny, tmp_path):
     outs = [tmp_path / seed for seed in ("1", "2")]
     running = [
