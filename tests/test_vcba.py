@@ -170,8 +170,9 @@ def test_ablations_read_other_rows_or_none(toy, lopsided, pass_of):
         VCBA(information="some")  # pyright: ignore[reportArgumentType]
 
 
-def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group):
-    settings = {"epochs": 4, "lr": 1e-4}
+def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group, monkeypatch):
+    monkeypatch.setattr(Finetune, "default", VCBA.default)
+    settings = {"epochs": 12}
     plain = Finetune(balance="none", **settings).fit(toy.subject, lopsided)
     weighed = VCBA(information="none", **settings).fit(toy.subject, lopsided)
     assert worst_group(toy, weighed) > worst_group(toy, plain) + 0.1
@@ -180,7 +181,7 @@ def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group)
 def test_what_is_told_within_classes_is_removed(toy, lopsided):
     told = {}
     for kind in ("within", "none"):
-        edit = VCBA(information=kind, epochs=4).fit(toy.subject, lopsided)
+        edit = VCBA(information=kind, epochs=12).fit(toy.subject, lopsided)
         changes = device_changes(toy.subject, edit)
         features = extract(toy.subject, lopsided.report, overrides=changes).features
         groups = lopsided.report.groups
@@ -228,6 +229,24 @@ def test_the_paper_s_recipe_steps_as_it_says():
     assert optimiser.param_groups[0]["momentum"] == 0.9
     with pytest.raises(OptionError, match="--recipe: found 'paper', which finetune has none of"):
         Finetune(recipe="paper")
+
+
+def test_by_default_the_step_is_a_share_of_the_weights():
+    settings = VCBA(epochs=10).settings()
+    weights = {"a": torch.full((3,), 1.0), "b": torch.full((3,), 9.0)}
+    optimiser, schedule = settings.new_optimiser(weights)
+    rates, shares = [], []
+    for _ in range(10):
+        before = {name: value.clone() for name, value in weights.items()}
+        for value in weights.values():
+            value.grad = torch.ones(3)
+        optimiser.step()
+        rates.append(optimiser.param_groups[0]["lr"])
+        shares.append([float((weights[n] - before[n]).norm() / before[n].norm()) for n in before])
+        schedule.step()
+    assert rates[0] < rates[1] < max(rates) == pytest.approx(0.02)
+    assert rates[-1] < 1e-5
+    torch.testing.assert_close(torch.tensor(shares), torch.tensor(rates)[:, None].expand(10, 2))
 
 
 def test_new_weights_do_not_know_the_given_ones(tiny):

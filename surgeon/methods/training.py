@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import torch
+from timm.optim import Lamb
 from torch import Tensor
 from torch.nn.functional import linear
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
@@ -66,10 +67,12 @@ class Objective:
 class Regime:
     """How weights are stepped."""
 
-    optimiser: Literal["adam", "sgd"] = "adam"
-    """SGD has momentum 0.9."""
+    optimiser: Literal["adam", "lamb", "sgd"] = "adam"
+    """SGD has momentum 0.9; LAMB's step is a share of the weights of a tensor."""
     lr: float = 1e-3
     weight_decay: float = 0.0
+    warm_up: float = 0.0
+    """Share of the training in which the step grows to `lr`."""
     milestones: tuple[float, ...] | None = None
     """Shares of the training after which the step falls to a tenth; None: along a half cosine."""
     epochs: int = 80
@@ -82,13 +85,18 @@ class Regime:
 
     def new_optimiser(self, weights: Mapping[str, Tensor]) -> tuple[Optimizer, LRScheduler]:
         """Make the optimiser and its schedule over epochs."""
+        lr, decay, values = self.lr, self.weight_decay, weights.values()
         if self.optimiser == "adam":
-            made = Adam(weights.values(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+            made = Adam(values, lr=lr, weight_decay=decay, fused=True)
+        elif self.optimiser == "lamb":
+            made = Lamb(values, lr=lr, weight_decay=decay, always_adapt=True)
         else:
-            made = SGD(weights.values(), lr=self.lr, weight_decay=self.weight_decay, momentum=0.9)
-        if self.milestones is None:
-            return made, CosineAnnealingLR(made, self.epochs)
-        return made, MultiStepLR(made, [round(m * self.epochs) for m in self.milestones])
+            made = SGD(values, lr=lr, weight_decay=decay, momentum=0.9)
+        if self.milestones:
+            return made, MultiStepLR(made, [round(m * self.epochs) for m in self.milestones])
+        if self.warm_up:
+            return made, OneCycleLR(made, self.lr, self.epochs, pct_start=self.warm_up)
+        return made, CosineAnnealingLR(made, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,9 @@ class VCBA(Training):
     """
 
     name: ClassVar[str] = "vcba"
-    default: ClassVar[Regime] = Regime(epochs=40, balance="none")
+    default: ClassVar[Regime] = Regime(
+        optimiser="lamb", lr=0.02, warm_up=0.3, epochs=40, balance="none"
+    )
     paper: ClassVar[Regime | None] = Regime(
         optimiser="sgd",
         lr=0.1,
