@@ -283,7 +283,7 @@ def _pattern(aligned: Mapping[str, bool]) -> str:
 
 def _verdicts(results: Sequence[Result]) -> Iterable[str]:
     by_name: dict[str, list[Result]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result["setting"]["seed"]):
         by_name.setdefault(result["operations"][-1]["name"], []).append(result)
     for name in ordered(by_name):
         for key in ("verdict", "against_dfr"):
