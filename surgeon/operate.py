@@ -40,6 +40,8 @@ class Outcome:
     """The method as it was chosen (a sweep may have set a field)."""
     controlled: Controlled
     """The audits that the report was made of."""
+    ruler: Ruler
+    """What took them."""
 
 
 def operate(
@@ -105,7 +107,7 @@ def operate(
         sweep=tried,
         views=view(subject, data, edit, found.vanilla.correct, found.edited.correct, where=where),
     )
-    return Outcome(edit, report, fitted.method, found)
+    return Outcome(edit, report, fitted.method, found, ruler)
 
 
 def data_record(data: Data) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from surgeon.audit import Audit
 from surgeon.edit import Edit
@@ -51,16 +53,14 @@ def bound_targets(groups: Groups) -> tuple[str, ...]:
     """
     found = []
     for k in groups.fitted:
-        if int(groups.biases[:, k].unique().numel()) < 2:
-            continue
-        for target, name in enumerate(groups.target_names):
-            rows = groups.biases[groups.target == target, k]
-            if len(rows) and int(rows.unique().numel()) == 1:
-                column, value = groups.columns[k], groups.value_names[k][int(rows[0])]
-                found.append(
-                    f"target '{name}': all {len(rows)} fit rows have {column} '{value}', so what "
-                    f"removes {column} may remove what tells '{name}'"
-                )
+        column = groups.columns[k]
+        for target, value, rows in _bound(groups.target, groups.biases[:, k]):
+            name = groups.target_names[target]
+            found.append(
+                f"target '{name}': all {rows} fit rows have {column} "
+                f"'{groups.value_names[k][value]}', so what removes {column} may remove what tells "
+                f"'{name}'"
+            )
     return tuple(found)
 
 
@@ -69,19 +69,22 @@ def unopposed_values(groups: Groups) -> tuple[str, ...]:
 
     No row shows such a value beside another target, so what it does there is not measured.
     """
-    if int(groups.target.unique().numel()) < 2:
-        return ()
-    found = []
-    for k in groups.fitted:
-        for value, name in enumerate(groups.value_names[k]):
-            rows = groups.target[groups.biases[:, k] == value]
-            if len(rows) and int(rows.unique().numel()) == 1:
-                target = groups.target_names[int(rows[0])]
-                found.append(
-                    f"{groups.columns[k]} '{name}': all {len(rows)} fit rows have target "
-                    f"'{target}', so none shows that it can be something else"
-                )
-    return tuple(found)
+    return tuple(
+        f"{groups.columns[k]} '{groups.value_names[k][value]}': all {rows} fit rows have target "
+        f"'{groups.target_names[target]}', so none shows that it can be something else"
+        for k in groups.fitted
+        for value, target, rows in _bound(groups.biases[:, k], groups.target)
+    )
+
+
+def _bound(values: Tensor, others: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Yield each value that occurs with one other only, where there are more; and its rows."""
+    if int(others.unique().numel()) < 2:
+        return
+    for value in values.unique().tolist():
+        beside = others[values == value]
+        if int(beside.unique().numel()) == 1:
+            yield value, int(beside[0]), len(beside)
 
 
 def cost(vanilla: Audit, edited: Audit, verdict: Verdict) -> tuple[str, ...]:

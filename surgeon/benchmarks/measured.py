@@ -58,12 +58,12 @@ def measured(
     began = time.perf_counter()
     if name == FFW.name:
         outcome = operate(subject, data, method, measures=measures, progress=progress, announce=say)
-        found, edit, ruler = outcome.controlled, outcome.edit, Ruler(subject, data, measures)
-        rows, fit = found.rows, found.rows[-1].seconds
-        dfr = found.baselines.get("dfr")
+        found, edit = outcome.controlled, outcome.edit
+        rows, fit, dfr = found.rows, found.rows[-1].seconds, found.baselines.get("dfr")
         verdicts = {
             "verdict": outcome.report.verdict.to_json(),
-            "against_dfr": dfr and ruler.verdict(dfr, found.edited, against="dfr").to_json(),
+            "against_dfr": dfr
+            and outcome.ruler.verdict(dfr, found.edited, against="dfr").to_json(),
         }
     else:
         edit = method.fit(subject, data, progress=progress)
