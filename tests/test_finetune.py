@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from surgeon.data import extract
+from surgeon.errors import OptionError
 from surgeon.methods import Finetune
-from surgeon.methods.base import device_changes, select_accuracy
+from surgeon.methods.base import device_changes, select_loss
 
 
 def test_lowers_the_loss_and_replaces_every_parameter(toy):
@@ -28,10 +30,19 @@ def test_lowers_the_loss_and_replaces_every_parameter(toy):
     assert losses[1] < losses[0]
 
 
-def test_keeps_the_best_epoch_on_select_rows(toy):
+def test_keeps_the_epoch_of_least_loss_on_select_rows(toy):
     records = []
-    edit = Finetune(epochs=3, lr=0.02).fit(toy.subject, toy.data, progress=records.append)
+    edit = Finetune(epochs=5, lr=0.1).fit(toy.subject, toy.data, progress=records.append)
     changes = device_changes(toy.subject, edit)
     logits = extract(toy.subject, toy.data.select, overrides=changes).logits
-    best = max(record["select_balanced_accuracy"] for record in records)
-    assert abs(select_accuracy(logits, toy.data.select.groups) - best) < 1e-9
+    losses = [record["select_loss"] for record in records]
+    best = losses.index(min(losses))
+    # Neither the last epoch nor the most accurate one.
+    assert best < len(losses) - 1
+    assert records[best]["select_balanced_accuracy"] < records[0]["select_balanced_accuracy"]
+    assert select_loss(logits, toy.data.select.groups) == pytest.approx(min(losses), abs=1e-9)
+
+
+def test_refuses_steps_after_which_nothing_is_finite(toy):
+    with pytest.raises(OptionError, match=r"--lr: found 1e\+30, the loss on select rows was"):
+        Finetune(epochs=2, lr=1e30).fit(toy.subject, toy.data)

@@ -20,7 +20,7 @@ from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import OptionError
 from surgeon.methods.augmentation import Augmentation, harmless
-from surgeon.methods.base import Method, Progress, new_edit, select_accuracy
+from surgeon.methods.base import Method, Progress, new_edit, select_accuracy, select_loss
 from surgeon.options import check_choice, check_least, check_positive
 from surgeon.recalibrate import batch_statistics
 from surgeon.subject import Subject, freeze
@@ -101,7 +101,7 @@ class Regime:
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Method):
-    """Train every parameter, and keep the best epoch on select rows.
+    """Train every parameter, and keep the epoch of least loss on select rows (`select_loss`).
 
     None takes the regime's own value.
     """
@@ -146,13 +146,17 @@ class Training(Method):
         """Make the objective of one fit, with whatever state it keeps from step to step."""
 
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
-        """Train copies of the weights; the subject's own stay frozen."""
+        """Train copies of the weights; the subject's own stay frozen.
+
+        Raises:
+            OptionError: The steps are so large that no epoch ends with finite logits.
+        """
         regime, objective = self.settings(), self.new_objective(subject, data)
         data = objective.data
         start = _untrained(subject, self.seed) if self.from_scratch else subject
         run = _Run(start, data, regime, self.seed, objective.draws)
         optimiser, schedule = regime.new_optimiser(run.weights)
-        best, kept, began = -1.0, {}, time.perf_counter()
+        best, kept, began = float("inf"), {}, time.perf_counter()
         for epoch in range(1, regime.epochs + 1):
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=subject.device))
             seen_rows = 0
@@ -168,9 +172,9 @@ class Training(Method):
             schedule.step()
             now = {n: t.detach() for n, t in {**run.weights, **buffers}.items()}
             logits = extract(start, data.select, overrides=now).logits
-            accuracy = select_accuracy(logits, data.select.groups)
-            if accuracy > best:
-                best, kept = accuracy, {n: t.cpu().clone() for n, t in now.items()}
+            held_out = select_loss(logits, data.select.groups)
+            if held_out < best:
+                best, kept = held_out, {n: t.cpu().clone() for n, t in now.items()}
             if progress:
                 each = (time.perf_counter() - began) / epoch
                 progress(
@@ -179,10 +183,16 @@ class Training(Method):
                         "epochs": regime.epochs,
                         "augmentation": str(run.augmentation),
                         **{name: float(total) / seen_rows for name, total in sums.items()},
-                        "select_balanced_accuracy": accuracy,
+                        "select_loss": held_out,
+                        "select_balanced_accuracy": select_accuracy(logits, data.select.groups),
                         "seconds_left": each * (regime.epochs - epoch),
                     }
                 )
+        if not kept:
+            raise OptionError(
+                f"--lr: found {regime.lr:g}, the loss on select rows was finite after none of "
+                f"{regime.epochs} epochs; use a smaller one"
+            )
         return new_edit(
             subject,
             self.name,
