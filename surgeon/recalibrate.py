@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 if TYPE_CHECKING:
-    from surgeon.data import Rows
     from surgeon.subject import Subject
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -51,39 +50,29 @@ def batch_statistics(subject: Subject) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def recalibrate(
-    subject: Subject,
-    rows: Rows,
-    overrides: Mapping[str, Tensor],
-    *,
-    seed: int,
-    balance: str = "groups",
-    batch_size: int = 256,
+    subject: Subject, batches: Iterable[Tensor], overrides: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Measure the BatchNorm statistics of an edited network on one pass over the rows.
+    """Measure the BatchNorm statistics of an edited network.
 
     Args:
         subject: The base.
-        rows: Fit rows.
+        batches: Images `[m, 3, H, W]` each.
         overrides: The edit's tensors.
-        seed: Orders the pass.
-        balance: `groups` draws every group equally often, `none` every row once.
-        batch_size: Rows per batch.
 
     Returns:
         New `running_mean` and `running_var` by buffer name (the mean over batches), on the CPU;
-        empty for a network without BatchNorm.
+        empty for a network without BatchNorm, which takes no batch.
     """
     norms = batch_norms(subject.net)
     if not norms:
         return {}
     momenta = {name: module.momentum for name, module in norms.items()}
-    generator = torch.Generator().manual_seed(seed)
     try:
         with batch_statistics(subject) as buffers:
             for name, module in norms.items():
                 module.momentum = None  # a cumulative mean over batches
                 buffers[f"{name}.num_batches_tracked"].zero_()
-            for _, x in rows.epoch(batch_size, generator, balance):
+            for x in batches:
                 subject.forward(x, {**overrides, **buffers})
     finally:
         for name, module in norms.items():

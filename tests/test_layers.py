@@ -66,6 +66,7 @@ RANKS = {
     # A method sees the base class and no sibling; the registry sees them all.
     "methods.base": 5,
     "methods.augmentation": 5.02,
+    "methods.averaging": 5.02,
     "methods.bias_term": 5.02,
     "methods.closing": 5.02,
     "methods.refit": 5.05,

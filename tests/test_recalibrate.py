@@ -11,17 +11,20 @@ def state(subject):
     return [(n, m.training, getattr(m, "momentum", None)) for n, m in subject.net.named_modules()]
 
 
+def drawn(rows, size, seed=0):
+    return (x for _, x in rows.epoch(size, torch.Generator().manual_seed(seed)))
+
+
 def test_equals_a_plain_loop(toy):
     subject, rows = toy.subject, toy.data.fit
     before, modes = subject.fingerprint(), state(subject)
     name = "features.0.weight"
     halved = {name: subject.tensors()[name] * 0.5}
-    found = recalibrate(subject, rows, halved, seed=3, batch_size=128)
-    generator = torch.Generator().manual_seed(3)
+    found = recalibrate(subject, drawn(rows, 128), halved)
     net = subject.with_tensors(halved).net
     means, variances = [], []
     with torch.no_grad():
-        for _, x in rows.epoch(128, generator, "groups"):
+        for x in drawn(rows, 128):
             y = net.features[0](x)
             means.append(y.mean((0, 2, 3)))
             variances.append(y.var((0, 2, 3)))
@@ -41,7 +44,7 @@ def test_equals_a_plain_loop(toy):
 
 def test_same_seed_same_statistics(toy):
     first, again, other = (
-        recalibrate(toy.subject, toy.data.fit, {}, seed=s, batch_size=50) for s in (0, 0, 1)
+        recalibrate(toy.subject, drawn(toy.data.fit, 50, seed), {}) for seed in (0, 0, 1)
     )
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert any(not torch.equal(first[n], other[n]) for n in first)
@@ -49,22 +52,19 @@ def test_same_seed_same_statistics(toy):
 
 def test_a_network_without_batch_norm_has_none(pico, toy):
     subject = pico("test_vit", 64, img_size=64)
-    assert recalibrate(subject, toy.data.fit, {}, seed=0) == {}
+    assert recalibrate(subject, drawn(toy.data.fit, 50), {}) == {}
 
 
 def test_modes_and_statistics_come_back_after_an_error(small):
     subject = small.subject
     before, modes = subject.fingerprint(), state(subject)
 
-    class Broken:
-        def epoch(self, *args):
-            for n, batch in enumerate(small.data.fit.epoch(*args)):
-                if n == 1:
-                    raise RuntimeError("gone")
-                yield batch
+    def broken():
+        yield small.data.fit.batch(torch.arange(10))
+        raise RuntimeError("gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        recalibrate(subject, Broken(), {}, seed=0, batch_size=10)
+        recalibrate(subject, broken(), {})
     assert state(subject) == modes
     assert subject.fingerprint() == before
 

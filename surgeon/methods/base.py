@@ -22,6 +22,9 @@ from surgeon.subject import Subject
 Progress = Callable[[Mapping[str, Any]], None]
 """Takes one record per epoch: name to number."""
 
+# Images of a batch whose statistics are measured.
+_BATCH = 256
+
 
 class Method(ABC):
     """Learn an edit of a frozen subject from labelled rows.
@@ -54,9 +57,9 @@ def with_recalibration(
 ) -> Edit:
     """Add BatchNorm statistics measured on the fit rows."""
     overrides = device_changes(subject, edit.without("buffers", "erasure"))
-    return replace(
-        edit, buffers=recalibrate(subject, data.fit, overrides, seed=seed, balance=balance)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    batches = (x for _, x in data.fit.epoch(_BATCH, generator, balance))
+    return replace(edit, buffers=recalibrate(subject, batches, overrides))
 
 
 def with_erasure(subject: Subject, data: Data, edit: Edit, *, above_noise: bool = True) -> Edit:

@@ -20,12 +20,16 @@ from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import OptionError
 from surgeon.methods.augmentation import Augmentation, harmless
+from surgeon.methods.averaging import Average
 from surgeon.methods.base import Method, Progress, new_edit, select_accuracy, select_loss
 from surgeon.options import check_choice, check_least, check_positive
-from surgeon.recalibrate import batch_statistics
+from surgeon.recalibrate import batch_statistics, recalibrate
 from surgeon.subject import Subject, freeze
 
 Balance = Literal["groups", "none"]
+
+# Rows that the statistics of averaged weights are measured on.
+_MEASURED = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,8 @@ class Regime:
     """Share of the training in which the step grows to `lr`."""
     milestones: tuple[float, ...] | None = None
     """Shares of the training after which the step falls to a tenth; None: along a half cosine."""
+    average: float = 0.0
+    """Epochs that the weights are averaged over (exponentially); 0: the last step's are taken."""
     epochs: int = 80
     batch_size: int = 50
     epoch_rows: int | None = 5000
@@ -166,11 +172,13 @@ class Training(Method):
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
+                    if run.average:
+                        run.average.follow()
                     seen_rows += len(seen.rows)
                     for name, value in {"task_loss": loss.detach(), **figures}.items():
                         sums[name] += value * len(seen.rows)
             schedule.step()
-            now = {n: t.detach() for n, t in {**run.weights, **buffers}.items()}
+            now = run.reached(buffers)
             logits = extract(start, data.select, overrides=now).logits
             held_out = select_loss(logits, data.select.groups)
             if held_out < best:
@@ -222,22 +230,38 @@ class _Run:
         }
         self.generator = torch.Generator().manual_seed(seed)
         self.augmentation = harmless(subject, data, seed=seed) if regime.augment else Augmentation()
+        rows = min(len(data.fit), regime.epoch_rows or len(data.fit))
+        steps = regime.average * rows / regime.batch_size
+        self.average = Average(self.weights, steps) if steps else None
 
     def passes(self, epoch: int, buffers: Mapping[str, Tensor]) -> Iterator[Pass]:
         """Go through one epoch, counted from 1."""
-        regime, fit = self.regime, self.data.fit
-        if self.draws is None:
-            order = fit.balanced_order(self.generator, regime.balance)
-        else:
-            order = fit.weighted_order(self.generator, self.draws)
-        order = order[: regime.epoch_rows]
-        done = 0
-        for rows, x in fit.in_batches(order, regime.batch_size):
-            x = self.augmentation(x, self.generator)
+        regime, done = self.regime, 0
+        order = self._drawn(regime.epoch_rows)
+        for rows, x in self._batches(order):
             features, logits = self.subject.forward(x, {**self.weights, **buffers})
             passed = (epoch - 1 + done / len(order)) / regime.epochs
             yield Pass(rows, features, logits, self._head, passed)
             done += len(rows)
+
+    def reached(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights and BatchNorm statistics after an epoch that left these buffers."""
+        if not self.average:
+            return {n: t.detach() for n, t in {**self.weights, **buffers}.items()}
+        averaged = self.average.tensors
+        images = (x for _, x in self._batches(self._drawn(_MEASURED)))
+        measured = recalibrate(self.subject, images, averaged)
+        return {**averaged, **{n: t.to(self.subject.device) for n, t in measured.items()}}
+
+    def _drawn(self, num: int | None) -> Tensor:
+        """Draw `num` rows at most, None: as many as there are."""
+        if self.draws is None:
+            return self.data.fit.balanced_order(self.generator, self.regime.balance)[:num]
+        return self.data.fit.weighted_order(self.generator, self.draws)[:num]
+
+    def _batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows, x in self.data.fit.in_batches(order, self.regime.batch_size):
+            yield rows, self.augmentation(x, self.generator)
 
     def _head(self, features: Tensor) -> Tensor:
         head = self.subject.head

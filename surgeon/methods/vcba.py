@@ -62,7 +62,7 @@ class VCBA(Training):
 
     name: ClassVar[str] = "vcba"
     default: ClassVar[Regime] = Regime(
-        optimiser="lamb", lr=0.02, warm_up=0.3, epochs=40, balance="none"
+        optimiser="lamb", lr=0.02, warm_up=0.3, average=2.0, epochs=40, balance="none"
     )
     paper: ClassVar[Regime | None] = Regime(
         optimiser="sgd",
