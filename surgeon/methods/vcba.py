@@ -46,9 +46,9 @@ class VCBA(Training):
     it is not the target: the dependence of bias and features less their class's mean (HSIC), and
     the features' share of variance there, which draws the few misaligned rows to the many aligned
     ones. Steps are a share of the weights (LAMB, in one cycle), and large: a network that reads
-    the bias alone is left behind. What is kept is their average over two epochs. The paper's recipe weighs rows drawn as they come, and takes
-    twice the information of the bias and what a linear head reads of it, on misaligned rows only:
-    few rows, learned by heart.
+    the bias alone is left behind. What is kept is their average over two epochs. The paper's
+    recipe weighs rows drawn as they come, and takes twice the information of the bias and what a
+    linear head reads of it, on misaligned rows only: few rows, learned by heart.
 
     Source:
         Nahon and others, Mining bias-target alignment from Voronoi cells, ICCV 2023, eq. 5 to 8.
