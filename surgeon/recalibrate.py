@@ -60,8 +60,8 @@ def recalibrate(
         overrides: The edit's tensors.
 
     Returns:
-        New `running_mean` and `running_var` by buffer name (the mean over batches), on the CPU;
-        empty for a network without BatchNorm, which takes no batch.
+        New `running_mean` and `running_var` by buffer name (the mean over batches), on the
+        device; empty for a network without BatchNorm, which takes no batch.
     """
     norms = batch_norms(subject.net)
     if not norms:
@@ -77,6 +77,4 @@ def recalibrate(
     finally:
         for name, module in norms.items():
             module.momentum = momenta[name]
-    return {
-        name: value.cpu() for name, value in buffers.items() if not name.endswith(_STATISTICS[2])
-    }
+    return {name: value for name, value in buffers.items() if not name.endswith(_STATISTICS[2])}

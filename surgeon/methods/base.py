@@ -59,7 +59,8 @@ def with_recalibration(
     overrides = device_changes(subject, edit.without("buffers", "erasure"))
     generator = torch.Generator().manual_seed(seed)
     batches = (x for _, x in data.fit.epoch(_BATCH, generator, balance))
-    return replace(edit, buffers=recalibrate(subject, batches, overrides))
+    measured = recalibrate(subject, batches, overrides)
+    return replace(edit, buffers={name: value.cpu() for name, value in measured.items()})
 
 
 def with_erasure(subject: Subject, data: Data, edit: Edit, *, above_noise: bool = True) -> Edit:

@@ -89,6 +89,10 @@ class Regime:
     augment: bool = True
     """Mirror and shift rows where the given network does not mind, as in the mask search."""
 
+    def rows_of(self, num: int) -> int:
+        """Return how many rows an epoch draws from `num`."""
+        return min(num, self.epoch_rows or num)
+
     def new_optimiser(self, weights: Mapping[str, Tensor]) -> tuple[Optimizer, LRScheduler]:
         """Make the optimiser and its schedule over epochs."""
         lr, decay, values = self.lr, self.weight_decay, weights.values()
@@ -230,8 +234,7 @@ class _Run:
         }
         self.generator = torch.Generator().manual_seed(seed)
         self.augmentation = harmless(subject, data, seed=seed) if regime.augment else Augmentation()
-        rows = min(len(data.fit), regime.epoch_rows or len(data.fit))
-        steps = regime.average * rows / regime.batch_size
+        steps = regime.average * regime.rows_of(len(data.fit)) / regime.batch_size
         self.average = Average(self.weights, steps) if steps else None
 
     def passes(self, epoch: int, buffers: Mapping[str, Tensor]) -> Iterator[Pass]:
@@ -250,8 +253,7 @@ class _Run:
             return {n: t.detach() for n, t in {**self.weights, **buffers}.items()}
         averaged = self.average.tensors
         images = (x for _, x in self._batches(self._drawn(_MEASURED)))
-        measured = recalibrate(self.subject, images, averaged)
-        return {**averaged, **{n: t.to(self.subject.device) for n, t in measured.items()}}
+        return {**averaged, **recalibrate(self.subject, images, averaged)}
 
     def _drawn(self, num: int | None) -> Tensor:
         """Draw `num` rows at most, None: as many as there are."""

@@ -220,8 +220,7 @@ class _Reader:
         # Of these rows in a batch, on average.
         self._expected = regime.batch_size * float(draws[counted].sum() / draws.sum())
         # The table forgets at the pace of an epoch.
-        epoch = min(len(groups), regime.epoch_rows or len(groups))
-        self._memory = 1 - min(1.0, regime.batch_size / epoch)
+        self._memory = 1 - min(1.0, regime.batch_size / regime.rows_of(len(groups)))
         self._table = torch.zeros(self.head.num_values, self.head.num_values)
         self._table = self._table.to(features.device)
 
