@@ -79,7 +79,8 @@ def test_each_learns_from_its_own_loss_alone(toy, pass_of, opponents, kind):
     (opponent,) = opponents
     twin = copy.deepcopy(opponent)
     bias, target = toy.data.fit.groups.biases[rows, 0], toy.data.fit.groups.target[rows]
-    twin.step(seen.features, bias)
+    for _ in range(10):
+        twin.step(seen.features, bias)
     loss, figures = loss_of(seen)
     assert seen.features.grad_fn is not None
     own = [value.detach().clone() for value in opponent.net.parameters()]
@@ -115,7 +116,9 @@ def test_the_adversary_is_fooled_and_the_target_survives(toy, worst_group, monke
         monkeypatch.setattr(gba, "_RAMP", ramp)
         records = []
         edit = Adversarial(epochs=12).fit(toy.subject, toy.data, progress=records.append)
-        losses.append(max(record["adversarial_loss"] for record in records))
+        losses.append([record["adversarial_loss"] for record in records])
         assert worst_group(toy, edit) > 0.9
-    assert losses[0] < 0.5
-    assert losses[1] > 1.0
+    assert losses[0][-1] < 0.2
+    # Near the entropy of the bias, and never far above: the adversary keeps up with the network.
+    assert losses[1][-1] > 0.4
+    assert max(losses[1]) < 1.0

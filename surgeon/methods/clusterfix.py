@@ -54,8 +54,11 @@ class ClusterFix(Training):
     default: ClassVar[Regime] = ClusterRegime(balance="none")
     paper: ClassVar[Regime | None] = ClusterRegime(
         clusters=8,
+        optimiser="adam",
         lr=1e-4,
         weight_decay=1e-2,
+        warm_up=0.0,
+        average=0.0,
         epochs=100,
         batch_size=256,
         epoch_rows=None,

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 from surgeon.cross_sample import pair_information, random_walk, walk_likeness
 from surgeon.data import Data, extract
 from surgeon.methods.base import feature_scaling, gather_biases, random_batches
-from surgeon.methods.training import Objective, Pass, Regime, Training
+from surgeon.methods.training import Objective, Pass, Training
 from surgeon.subject import Subject
 
 # Widths of the bias branch and of the estimator, and steps of each per batch, as in the paper.
@@ -43,9 +43,6 @@ class CrossSampleTraining(Training):
         floor, which the encoder can use without end, and the walks' scores are all below zero.
         Ours are centred. The published code sums over pairs where eq. 9 has the mean, as we do.
     """
-
-    # An epoch takes about twice as long as one of plain training.
-    default: ClassVar[Regime] = Regime(epochs=40)
 
     content: ClassVar[bool]
     """Score a pair by how alike its embeddings are."""

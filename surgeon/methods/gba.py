@@ -20,8 +20,10 @@ from surgeon.subject import Subject
 
 # Steepness of the ramp of the adversarial term, from DANN (Ganin and others, JMLR 2016).
 _RAMP = 10.0
-# Adam step of a discriminator, and the batches of given features that it starts with.
-_LR, _START, _BATCH = 5e-3, 300, 50
+# Adam step of a discriminator, and steps per batch: the network is misled by one that lags behind.
+_LR, _STEPS = 5e-3, 10
+# Batches of given features that it starts with.
+_START, _BATCH = 300, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,8 @@ class AdversarialTraining(Training):
             fooled = []
             biases = gather_biases(data.fit, seen.rows, device)
             for opponent, bias in zip(opponents, biases, strict=True):
-                opponent.step(features, bias)
+                for _ in range(_STEPS):
+                    opponent.step(features, bias)
                 gradients, found = opponent.gradients(features)
                 keep = keep * ~self.strikes(gradients, (found == bias)[:, None])
                 fooled.append(opponent.loss(features, bias))

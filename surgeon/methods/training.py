@@ -69,19 +69,24 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """How weights are stepped."""
+    """How weights are stepped.
 
-    optimiser: Literal["adam", "lamb", "sgd"] = "adam"
+    By default in large steps, a share of the weights each (LAMB), in one cycle: a network that
+    reads the bias alone is left behind. Such steps go to and fro about what is good; what is taken
+    is an average.
+    """
+
+    optimiser: Literal["adam", "lamb", "sgd"] = "lamb"
     """SGD has momentum 0.9; LAMB's step is a share of the weights of a tensor."""
-    lr: float = 1e-3
+    lr: float = 0.02
     weight_decay: float = 0.0
-    warm_up: float = 0.0
+    warm_up: float = 0.3
     """Share of the training in which the step grows to `lr`."""
     milestones: tuple[float, ...] | None = None
     """Shares of the training after which the step falls to a tenth; None: along a half cosine."""
-    average: float = 0.0
+    average: float = 2.0
     """Epochs that the weights are averaged over (exponentially); 0: the last step's are taken."""
-    epochs: int = 80
+    epochs: int = 40
     batch_size: int = 50
     epoch_rows: int | None = 5000
     """Rows of an epoch at most, drawn anew for each; None: all."""

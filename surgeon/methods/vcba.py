@@ -45,10 +45,8 @@ class VCBA(Training):
     Rows are drawn as often as they weigh. What the features tell is taken within classes, so that
     it is not the target: the dependence of bias and features less their class's mean (HSIC), and
     the features' share of variance there, which draws the few misaligned rows to the many aligned
-    ones. Steps are a share of the weights (LAMB, in one cycle), and large: a network that reads
-    the bias alone is left behind. What is kept is their average over two epochs. The paper's
-    recipe weighs rows drawn as they come, and takes twice the information of the bias and what a
-    linear head reads of it, on misaligned rows only: few rows, learned by heart.
+    ones. The paper's recipe weighs rows drawn as they come, and takes twice the information of the
+    bias and what a linear head reads of it, on misaligned rows only: few rows, learned by heart.
 
     Source:
         Nahon and others, Mining bias-target alignment from Voronoi cells, ICCV 2023, eq. 5 to 8.
@@ -61,14 +59,15 @@ class VCBA(Training):
     """
 
     name: ClassVar[str] = "vcba"
-    default: ClassVar[Regime] = Regime(
-        optimiser="lamb", lr=0.02, warm_up=0.3, average=2.0, epochs=40, balance="none"
-    )
+    default: ClassVar[Regime] = Regime(balance="none")
     paper: ClassVar[Regime | None] = Regime(
         optimiser="sgd",
         lr=0.1,
         weight_decay=1e-4,
+        warm_up=0.0,
         milestones=(0.5, 0.75),
+        average=0.0,
+        epochs=80,
         batch_size=100,
         epoch_rows=None,
         balance="none",
