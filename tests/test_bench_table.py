@@ -114,6 +114,15 @@ def test_means_and_deviations_over_seeds():
     assert table["vanilla"]["seconds"] == "10"
 
 
+@pytest.mark.parametrize("first", ["brought", "own"])
+def test_the_result_of_an_operation_goes_before_the_row_that_another_brought_along(first):
+    brought = [result([row_of("finetune", 0.5), row_of("ffw", 0.9)], seed=s) for s in (0, 1)]
+    own = [result([row_of("finetune", 0.7)], operation="finetune")]
+    (table,) = tables(render_bench([*own, *brought] if first == "own" else [*brought, *own]))
+    assert table["finetune"]["average"] == "60.0 ± 14.1"
+    assert table["finetune"]["seeds"] == "2"
+
+
 def test_a_zero_has_no_minus():
     found = {"verdict": verdict(-1e-5, -0.2, 1e-5)}
     done = row_of("vanilla", -1e-5) | {"seconds": 0.0}

@@ -78,11 +78,19 @@ def point(result: Result, field: str) -> str:
 
 
 def operation_rows(results: Sequence[Result]) -> dict[str, list[Row]]:
-    """Return the rows of each operation, one for every seed."""
+    """Return the rows of each operation, one for every seed.
+
+    An operation's own result goes before the row that another one brought along.
+    """
     found: dict[str, dict[int, Row]] = {}
     for result in results:
+        seed = result["setting"]["seed"]
         for row in result["operations"]:
-            found.setdefault(row["name"], {}).setdefault(result["setting"]["seed"], row)
+            rows = found.setdefault(row["name"], {})
+            if row["name"] == result["operation"]:
+                rows[seed] = row
+            else:
+                rows.setdefault(seed, row)
     return {name: list(rows.values()) for name, rows in found.items()}
 
 
