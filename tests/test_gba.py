@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -56,6 +57,20 @@ def test_gradients_are_of_the_winning_margin(toy, opponent):
     torch.testing.assert_close(opponent.gradients(x)[0], gradients)
 
 
+def test_to_mislead_the_adversary_is_no_gain(toy, opponent):
+    x = extract(toy.subject, toy.data.fit).features[:60].requires_grad_()
+    bias = opponent.net(x).argmax(1)
+    misled = torch.arange(60) < 20
+    bias[misled] = 1 - bias[misled]
+    loss = opponent.loss(x, bias)
+    loss.backward()
+    moved = x.grad.abs().sum(1) > 0
+    assert torch.equal(moved, ~misled)
+    right = cross_entropy(opponent.net(x), bias, reduction="none").detach()[~misled]
+    expected = float(right.sum() + 20 * math.log(2)) / 60
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.fixture
 def opponents(monkeypatch):
     """Collect the discriminators that are made."""
@@ -79,8 +94,7 @@ def test_each_learns_from_its_own_loss_alone(toy, pass_of, opponents, kind):
     (opponent,) = opponents
     twin = copy.deepcopy(opponent)
     bias, target = toy.data.fit.groups.biases[rows, 0], toy.data.fit.groups.target[rows]
-    for _ in range(10):
-        twin.step(seen.features, bias)
+    twin.step(seen.features, bias)
     loss, figures = loss_of(seen)
     assert seen.features.grad_fn is not None
     own = [value.detach().clone() for value in opponent.net.parameters()]
@@ -95,7 +109,8 @@ def test_each_learns_from_its_own_loss_alone(toy, pass_of, opponents, kind):
     keep = ~kind().strikes(gradients, (found == bias)[:, None])
     features = seen.features * keep / keep.float().mean(1, keepdim=True)
     task = cross_entropy(seen.head(features), target)
-    reversed_ = cross_entropy(twin.net(seen.features), bias)
+    each = cross_entropy(twin.net(seen.features), bias, reduction="none")
+    reversed_ = each.clamp_max(math.log(2)).mean()
     names = list(weights)
     of_task = torch.autograd.grad(task, list(weights.values()), retain_graph=True)
     of_both = torch.autograd.grad(
@@ -118,7 +133,6 @@ def test_the_adversary_is_fooled_and_the_target_survives(toy, worst_group, monke
         edit = Adversarial(epochs=12).fit(toy.subject, toy.data, progress=records.append)
         losses.append([record["adversarial_loss"] for record in records])
         assert worst_group(toy, edit) > 0.9
-    assert losses[0][-1] < 0.2
-    # Near the entropy of the bias, and never far above: the adversary keeps up with the network.
-    assert losses[1][-1] > 0.4
-    assert max(losses[1]) < 1.0
+    # At most the entropy of the bias.
+    assert losses[0][-1] < 0.3
+    assert 0.5 < max(losses[1]) <= math.log(2)

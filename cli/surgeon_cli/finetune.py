@@ -25,7 +25,7 @@ class TrainingFlags:
     recipe: Annotated[str, typer.Option(help="default or paper, for methods that have one.")] = (
         "default"
     )
-    lr: Annotated[float | None, typer.Option(help="Step at the start.")] = None
+    lr: Annotated[float | None, typer.Option(help="Largest step.")] = None
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None
     balance: Annotated[

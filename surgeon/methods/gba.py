@@ -20,10 +20,8 @@ from surgeon.subject import Subject
 
 # Steepness of the ramp of the adversarial term, from DANN (Ganin and others, JMLR 2016).
 _RAMP = 10.0
-# Adam step of a discriminator, and steps per batch: the network is misled by one that lags behind.
-_LR, _STEPS = 5e-3, 10
-# Batches of given features that it starts with.
-_START, _BATCH = 300, 50
+# Adam step of a discriminator, and the batches of given features that it starts with.
+_LR, _START, _BATCH = 5e-3, 300, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +32,15 @@ class AdversarialTraining(Training):
     features and then beside the network. The head sees the features that `strikes` leaves, scaled
     by the inverse share of those: images are later classified by all of them. The weight of the
     adversarial term grows from 0 to 1 as 2 / (1 + exp(-10 p)) - 1, p the share of the training
-    that is over. With several biases a feature is dropped where one of them strikes it, and the
-    adversarial terms are averaged.
+    that is over. A row counts with the loss of knowing nothing at most: to mislead a discriminator
+    further is no gain, and has no end. With several biases a feature is dropped where one of them
+    strikes it, and the adversarial terms are averaged.
 
     Source:
         GBA (AAAI 2022), eq. 1 to 8. The paper leaves open the discriminator, the ramp, which logit
         is derived (ours: the largest less the mean of all, which a shift of all does not change),
-        the scale of what is left and how images are classified later; no code is public.
+        the scale of what is left and how images are classified later; its adversarial term has no
+        bound. No code is public.
     """
 
     @abstractmethod
@@ -72,8 +72,7 @@ class AdversarialTraining(Training):
             fooled = []
             biases = gather_biases(data.fit, seen.rows, device)
             for opponent, bias in zip(opponents, biases, strict=True):
-                for _ in range(_STEPS):
-                    opponent.step(features, bias)
+                opponent.step(features, bias)
                 gradients, found = opponent.gradients(features)
                 keep = keep * ~self.strikes(gradients, (found == bias)[:, None])
                 fooled.append(opponent.loss(features, bias))
@@ -122,9 +121,14 @@ class _Discriminator:
         self._optimiser.step()
 
     def loss(self, features: Tensor, bias: Tensor) -> Tensor:
-        """Return its cross-entropy, differentiable in the features alone."""
+        """Return its cross-entropy, differentiable in the features alone.
+
+        Each row's is at most that of equal shares, log B.
+        """
         fixed = {name: value.detach() for name, value in self.net.named_parameters()}
-        return cross_entropy(functional_call(self.net, fixed, (features,)), bias)
+        logits = functional_call(self.net, fixed, (features,))
+        each = cross_entropy(logits, bias, reduction="none")
+        return each.clamp_max(math.log(logits.shape[1])).mean()
 
     def gradients(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient `[n, D]` of its winning margin, and the values `[n]` that win."""

@@ -127,7 +127,7 @@ class Training(Method):
 
     recipe: Literal["default", "paper"] = "default"
     lr: float | None = None
-    """Step at the start."""
+    """Largest step."""
     epochs: int | None = None
     batch_size: int | None = None
     """Rows per step."""
