@@ -61,7 +61,7 @@ def test_a_run_leaves_what_it_says(tmp_path, fits):
     assert fits == [
         "train 2",
         "default unstructured None",
-        "finetune 80",
+        "finetune 40",
         "default structured None",
     ]
     assert {record["epochs"] for record in epochs} == {1, 2}
@@ -158,7 +158,7 @@ def test_a_brief_run_measures_less_and_is_not_taken_for_a_whole_one(tmp_path, fi
     assert fits == ["train 2", "default unstructured None"]
     fits.clear()
     (whole,) = run(SETTING, tmp_path, method)
-    assert fits == ["default unstructured None", "finetune 80"]
+    assert fits == ["default unstructured None", "finetune 40"]
     assert "brief" not in whole
     same = [row for row in whole["operations"] if row["name"] in names]
     for row in (*same, *brief["operations"]):
