@@ -23,9 +23,9 @@ from surgeon.findings import ProbeScore
 from surgeon.groups import Groups, Labels
 from surgeon.head import find_head
 from surgeon.images import Images
-from surgeon.methods import FFW
+from surgeon.methods import FFW, VCBA, ClusterFix
 from surgeon.methods.base import device_changes
-from surgeon.methods.training import Pass
+from surgeon.methods.training import Pass, Training
 from surgeon.preprocessing import Preprocessing
 from surgeon.probes import Prober
 from surgeon.subject import Subject, freeze
@@ -179,6 +179,14 @@ def lopsided(toy) -> Data:
     against = fit.groups.target != fit.groups.biases[:, 0]
     kept = (~against | (against.cumsum(0) % 10 == 0)).nonzero().flatten()
     return replace(toy.data, fit=Rows(fit.images, fit.groups.take(kept), fit.index[kept]))
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Step by Adam, unaveraged: after a few such epochs the weight of a row shows."""
+    plain = {"optimiser": "adam", "warm_up": 0.0, "average": 0.0}
+    for method in (Training, VCBA, ClusterFix):
+        monkeypatch.setattr(method, "default", replace(method.default, **plain))
 
 
 @pytest.fixture(scope="session")

@@ -50,11 +50,12 @@ def test_the_gradient_reaches_every_row_by_the_weight_of_its_group(toy):
     assert sizes[3] == pytest.approx(3 * float(sizes[0]), rel=1e-4)
 
 
+@pytest.mark.usefixtures("small_steps")
 def test_small_groups_gain_where_rows_come_as_they_are(toy, lopsided, worst_group):
-    settings = {"epochs": 4, "balance": "none"}
+    settings = {"epochs": 4, "lr": 1e-4, "balance": "none"}
     plain = worst_group(toy, Finetune(**settings).fit(toy.subject, lopsided))
     weighed = worst_group(toy, GroupDRO(group_step=0.3, **settings).fit(toy.subject, lopsided))
-    assert weighed > plain + 0.05
+    assert weighed > plain + 0.1
 
 
 def test_a_step_of_nothing_is_refused():

@@ -170,10 +170,12 @@ def test_ablations_read_other_rows_or_none(toy, lopsided, pass_of):
         VCBA(information="some")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("small_steps")
 def test_rows_against_the_bias_gain_by_their_weights(toy, lopsided, worst_group):
-    plain = Finetune(balance="none", epochs=4).fit(toy.subject, lopsided)
-    weighed = VCBA(information="none", epochs=4).fit(toy.subject, lopsided)
-    assert worst_group(toy, weighed) > worst_group(toy, plain) + 0.05
+    settings = {"epochs": 4, "lr": 1e-4}
+    plain = Finetune(balance="none", **settings).fit(toy.subject, lopsided)
+    weighed = VCBA(information="none", **settings).fit(toy.subject, lopsided)
+    assert worst_group(toy, weighed) > worst_group(toy, plain) + 0.1
 
 
 def test_what_is_told_within_classes_is_removed(toy, lopsided):
