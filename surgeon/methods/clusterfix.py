@@ -31,7 +31,7 @@ class ClusterRegime(Regime):
 
     clusters: int = 4
     """Of each class (paper: 8)."""
-    gamma: float = 0.5
+    gamma: float = 0.02
     """Weight of the cluster heads' loss (paper: 0.5 on CelebA, 0.01 on Waterbirds)."""
 
 
@@ -54,6 +54,7 @@ class ClusterFix(Training):
     default: ClassVar[Regime] = ClusterRegime(balance="none")
     paper: ClassVar[Regime | None] = ClusterRegime(
         clusters=8,
+        gamma=0.5,
         optimiser="adam",
         lr=1e-4,
         weight_decay=1e-2,
