@@ -16,7 +16,7 @@ _ORDER = (
     *("ffw-refit", "ffw-refit+erase"),
     *("ffw-paper", "ffw-paper+erase"),
     # As the paper's table 5 has them.
-    *("vcba-weights", "vcba-all", "vcba", "vcba-paper"),
+    *("vcba-weights", "vcba-all", "vcba-misaligned", "vcba", "vcba-paper"),
 )
 
 
