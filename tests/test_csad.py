@@ -105,11 +105,12 @@ def test_the_information_falls_by_its_own_gradient(toy, worst_group, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_steps")
 def test_the_bias_is_harder_to_read_and_the_target_survives(toy, worst_group):
     rows, prober = toy.data.report, Prober(seed=0)
     read = []
     for kind in (Finetune, CSADStructure):
-        edit = kind(epochs=40).fit(toy.subject, toy.data)
+        edit = kind(epochs=40, lr=1e-3).fit(toy.subject, toy.data)
         changes = device_changes(toy.subject, edit)
         features = extract(toy.subject, rows, overrides=changes).features
         bias = rows.groups.biases[:, 0]
