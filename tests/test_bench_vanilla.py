@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from surgeon.benchmarks import vanilla
 from surgeon.benchmarks.nets import SmallConvNet
 from surgeon.benchmarks.protocol import Training
-from surgeon.benchmarks.vanilla import cached, crop_and_flip, fingerprint, train
+from surgeon.benchmarks.vanilla import cached, cropped, draw_crops, fingerprint, train
 from surgeon.errors import ArtefactError
 from tests.tiny_bench import RECIPE, SETTING, part_of, tiny_set
 
@@ -71,7 +71,7 @@ def test_schedules(monkeypatch, schedule, rates, optimiser):
 
 def test_crops_are_shifts_and_mirrors_on_black():
     images = torch.randint(1, 256, (60, 3, 8, 6), dtype=torch.uint8)
-    made = crop_and_flip(images, torch.Generator().manual_seed(0))
+    made = cropped(images, *draw_crops(60, (8, 6), torch.Generator().manual_seed(0)))
     assert made.dtype == torch.uint8
     padded = torch.zeros(60, 3, 16, 14, dtype=torch.uint8)
     padded[:, :, 4:12, 4:10] = images
@@ -86,7 +86,7 @@ def test_crops_are_shifts_and_mirrors_on_black():
     assert {i for i, *_ in found} == set(range(60))
     assert {row for _, row, _, _ in found} == {column for _, _, column, _ in found} == set(range(9))
     assert 15 < sum(mirrored for *_, mirrored in found) < 45
-    plain = crop_and_flip(images, torch.Generator().manual_seed(1))
+    plain = cropped(images, *draw_crops(60, (8, 6), torch.Generator().manual_seed(1)))
     assert not torch.equal(plain, made)
 
 
@@ -96,6 +96,21 @@ def test_augmentation_is_used_and_seeded():
     states = [train(b, seed=s)["fc.weight"] for b, s in ((bench, 0), (augmented, 0))]
     assert not torch.equal(*states)
     assert torch.equal(states[1], train(augmented, seed=0)["fc.weight"])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_cuda_replays_learns_as_the_cpu_does():
+    bench = replace(tiny_set(SETTING), training=replace(RECIPE, augment="crop-flip"))
+    losses, states = [], []
+    for device in ("cuda", "cpu"):
+        records = []
+        states.append(train(bench, seed=0, device=device, progress=records.append))
+        losses.append([record["task_loss"] for record in records])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    counts = [{n: t for n, t in state.items() if n.endswith("tracked")} for state in states]
+    assert counts[0] == counts[1]
+    assert all(state["fc.weight"].isfinite().all() for state in states)
 
 
 def test_networks_are_kept_by_content(tmp_path, monkeypatch):

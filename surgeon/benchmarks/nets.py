@@ -76,12 +76,24 @@ CIFAR_CFG = _cfg(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "conv1")
 CIFAR_PROTOCOL_CFG = _cfg(32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "conv1")
 
 
+class Stem(nn.Conv2d):
+    """A convolution of images; on CUDA their channels are filled up with zeros.
+
+    There, gradients of kernels of three channels take longer than all else in a small network.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.is_cuda:
+            input, weight = (pad(x, (0, 0, 0, 0, 0, -x.shape[1] % 8)) for x in (input, weight))
+        return super()._conv_forward(input, weight, bias)
+
+
 def _convolutions(kernel: int, *, pool_after: int | None) -> nn.Sequential:
     """Stack 3-16-32-64-128 with BatchNorm; ReLU, after the last Tanh; Kaiming-normal, fan out."""
     widths = (3, 16, 32, 64, 128)
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(itertools.pairwise(widths)):
-        conv = nn.Conv2d(before, after, kernel, padding=kernel // 2)
+        conv = (nn.Conv2d if i else Stem)(before, after, kernel, padding=kernel // 2)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         layers += [conv, nn.BatchNorm2d(after), nn.Tanh() if i == 3 else nn.ReLU(inplace=True)]
         if i == pool_after:
@@ -213,7 +225,7 @@ class CifarResNet(BenchmarkNet):
         projection: bool = False,
     ) -> None:
         super().__init__("linear", CIFAR_CFG)
-        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.conv1 = Stem(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.stages = tuple(f"layer{i + 1}" for i in range(len(widths)))
         for i, name in enumerate(self.stages):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,14 @@ _OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+# Passes before a recording, in which libraries choose their kernels.
+_WARM_UPS = 3
 # Pixels of black that a crop may show, as is usual for images of 32 x 32.
 _MARGIN = 4
+
+
+Gradients = Callable[[Tensor, Tensor], Tensor]
+"""Takes a batch's images and targets, leaves gradients, and gives the loss, a scalar."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +77,9 @@ def train(
 ) -> dict[str, Tensor]:
     """Train the vanilla network on the biased rows.
 
-    Images stay on the device as bytes; autocast to bfloat16 is used on CUDA only. A last batch
-    that is not full is left out of each epoch.
+    Images stay on the device as bytes. On CUDA autocast to bfloat16 is used, and the passes through
+    the network are recorded once and replayed. A last batch that is not full is left out of each
+    epoch.
 
     Args:
         bench: Rows, network and recipe.
@@ -84,6 +91,7 @@ def train(
         The state dict, on the CPU.
     """
     target, recipe = find_device(device), bench.training
+    crop = recipe.augment == "crop-flip"
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
         net = build(bench).to(target).train()
@@ -92,6 +100,9 @@ def train(
         scale, shift = (part.to(target) for part in _normalisation(net))
         size = min(recipe.batch_size, len(y))
         batches = len(y) // size
+        gradients = _gradients(net, target.type)
+        if target.type == "cuda":
+            gradients = _recorded(net, gradients, x[:size] / scale, y[:size].clone())
         make = _OPTIMISERS[recipe.optimiser]
         optimiser = make(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         schedule = _schedule(optimiser, recipe, recipe.epochs * batches)
@@ -99,17 +110,15 @@ def train(
         for epoch in range(1, recipe.epochs + 1):
             total = torch.zeros((), device=target)
             order = torch.randperm(len(y), generator=generator)[: batches * size].to(target)
-            for rows in order.split(size):
-                images = x[rows]
-                if recipe.augment == "crop-flip":
-                    images = crop_and_flip(images, generator)
-                with torch.autocast(target.type, torch.bfloat16, enabled=target.type == "cuda"):
-                    loss = cross_entropy(net(images.float() / scale - shift), y[rows])
-                optimiser.zero_grad()
-                loss.backward()
+            times = batches if crop else 0
+            drawn = [draw_crops(size, x.shape[2:], generator) for _ in range(times)]
+            # Moved once an epoch: each move waits for the device.
+            places = [torch.stack(side).to(target) for side in zip(*drawn, strict=True)]
+            for i, rows in enumerate(order.split(size)):
+                images = cropped(x[rows], *(side[i] for side in places)) if crop else x[rows]
+                total += gradients(images.float() / scale - shift, y[rows])
                 optimiser.step()
                 schedule.step()
-                total += loss.detach()
             if progress:
                 each = (time.perf_counter() - start) / epoch
                 left = each * (recipe.epochs - epoch)
@@ -139,22 +148,72 @@ def _schedule(
     return schedules.LambdaLR(optimiser, lambda _: 1.0)
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop each image at a random place of itself with a black margin; mirror every second one.
+def _gradients(net: nn.Module, device: str) -> Gradients:
+    """Return what puts a batch's gradients in place of the last ones, and gives its mean loss."""
+
+    def run(images: Tensor, target: Tensor) -> Tensor:
+        net.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = cross_entropy(net(images), target)
+        loss.backward()
+        return loss.detach()
+
+    return run
+
+
+def _recorded(net: nn.Module, run: Gradients, images: Tensor, target: Tensor) -> Gradients:
+    """Record what `run` does on CUDA once, to replay it without launching each kernel by itself.
 
     Args:
-        images: `[n, 3, H, W]` uint8.
+        net: What `run` passes through; its kernels are laid out channels last, and its tensors keep
+            their values.
+        run: As `_gradients` makes it.
+        images: `[n, 3, H, W]` float, of the size of all batches; later batches are put here.
+        target: `[n]` int64, likewise.
+    """
+    net.to(memory_format=torch.channels_last)
+    kept = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(images.device)
+    with torch.cuda.device(images.device), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                run(images, target)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph):
+            loss = run(images, target)
+    net.load_state_dict(kept)  # BatchNorm's statistics took in what was recorded
+
+    def replay(new_images: Tensor, new_target: Tensor) -> Tensor:
+        images.copy_(new_images)
+        target.copy_(new_target)
+        graph.replay()
+        return loss
+
+    return replay
+
+
+def draw_crops(num: int, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a random place for each image in itself with a black margin; mirror every second one.
+
+    Args:
+        num: Images.
+        shape: Their H and W.
         generator: On the CPU.
 
     Returns:
-        `[n, 3, H, W]` uint8.
+        Rows `[num, H]` and columns `[num, W]` of the image with its margin, int64.
     """
-    n, _, height, width = images.shape
-    offsets = torch.randint(2 * _MARGIN + 1, (n, 2), generator=generator)
-    mirrored = torch.rand(n, generator=generator) < 0.5
+    height, width = shape
+    offsets = torch.randint(2 * _MARGIN + 1, (num, 2), generator=generator)
+    mirrored = torch.rand(num, generator=generator) < 0.5
     rows = offsets[:, :1] + torch.arange(height)
     columns = offsets[:, 1:] + torch.arange(width)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return rows, torch.where(mirrored[:, None], columns.flip(1), columns)
+
+
+def cropped(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Take the rows and columns of each image `[n, 3, H, W]` with its black margin."""
     return pick(pad(images, (_MARGIN,) * 4), rows, columns)
 
 
