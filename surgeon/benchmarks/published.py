@@ -36,6 +36,8 @@ class Published:
     `aligned`, `conflicting`, `both conflicting`, `gap`, `pruned`, and `bias head`, the bias
     accuracy of the authors' own head, which is not a fresh probe's."""
     source: str
+    as_trained: bool = True
+    """Whether it knows no other rows than those that the vanilla network is trained on."""
 
 
 def _biased_mnist() -> list[Published]:
@@ -76,8 +78,14 @@ def _biased_mnist() -> list[Published]:
 def _row(
     benchmark: str, method: str, source: str, rho: float | None = None, **percent: float
 ) -> Published:
-    figures = {name: round(value / 100, 6) for name, value in percent.items()}
-    return Published(benchmark=benchmark, method=method, rho=rho, figures=figures, source=source)
+    return Published(
+        benchmark=benchmark,
+        method=method,
+        rho=rho,
+        figures={name: round(value / 100, 6) for name, value in percent.items()},
+        source=source,
+        as_trained=method == "vanilla" or source != _FFW,  # FFW is fitted on unbiased rows
+    )
 
 
 def _multi_color_mnist() -> list[Published]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.report.bench import render_bench, render_refit_time, render_step_times
+from surgeon.report.bench import render_bench
 from surgeon.report.comparison import render_comparison, write_comparison
 from surgeon.report.cost import render_cost
 from surgeon.report.discovery import render_discovery
@@ -10,6 +10,7 @@ from surgeon.report.page import write_page
 from surgeon.report.several import write_several
 from surgeon.report.slicing import render_slicing, slice_lines
 from surgeon.report.terminal import render_audit, render_inspection, render_report
+from surgeon.report.times import render_refit_time, render_step_times
 
 __all__ = [
     "render_audit",

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from surgeon.report.cells import (
     Result,
     Row,
     facts,
     grouped,
+    is_as_trained,
     is_default,
     operation_rows,
     ordered,
@@ -20,7 +19,6 @@ from surgeon.report.cells import (
     point,
 )
 from surgeon.report.figures import difference, leak, spread, table
-from surgeon.report.terminal import new_table
 
 if TYPE_CHECKING:
     from surgeon.benchmarks.published import Published
@@ -43,28 +41,6 @@ _LEGEND = (
 )
 
 
-def render_step_times(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print gate-step times beside Adam-step times."""
-    steps = new_table(
-        "gate step / Adam step", "net", "mode", "gate ms", "Adam ms", "ratio", "quartiles"
-    )
-    for row in rows:
-        quartiles = f"{row['low']:.2f} to {row['high']:.2f}"
-        times = [f"{row[k]:.1f}" for k in ("gate_ms", "adam_ms")]
-        steps.add_row(row["net"], row["mode"], *times, f"{row['ratio']:.2f}", quartiles)
-    console.print(steps)
-
-
-def render_refit_time(times: Mapping[str, Any], console: Console) -> None:
-    """Print what a refit of a bias head takes, on cached features and through the network."""
-    found = new_table("refit of a bias head", "features", "seconds")
-    found.add_row(f"rows x epochs: {times['rows']} x {times['epochs']}", "")
-    found.add_row("cached", f"{times['cached_s']:.2f}")
-    found.add_row("network run again", f"{times['network_s']:.2f}")
-    found.add_row("ratio", f"{times['ratio']:.0f}")
-    console.print(found)
-
-
 def render_bench(
     results: Sequence[Result],
     published: Sequence[Published] = (),
@@ -83,7 +59,7 @@ def render_bench(
     sections = []
     for (benchmark, scale), group in grouped(results, ("benchmark", "scale")).items():
         known = [row for row in published if row.benchmark == benchmark]
-        beside = bool(known) and any(map(is_default, group))
+        beside = any(_beside(result, known) for result in group)
         warning = caveat(str(benchmark), str(scale)) if beside and caveat else None
         sections.append(_section(f"{benchmark}, {scale} scale", group, known, warning))
     return "\n\n".join(sections)
@@ -100,9 +76,15 @@ def _section(
     parts += _curve(results, "rows", "Labelled rows (fit + select)")
     parts += _curve(results, "label_rho", "Share of labelled rows that follow the shortcut")
     for cell in grouped(results, _CELL).values():
-        own = [row for row in published if row.rho in (None, cell[0]["setting"]["rho"])]
-        parts += _cell(cell, own if is_default(cell[0]) else [])
+        parts += _cell(cell, _beside(cell[0], published))
     return "\n\n".join(parts)
+
+
+def _beside(result: Result, published: Sequence[Published]) -> list[Published]:
+    """Return the published rows that a setting is set beside."""
+    default, as_trained = is_default(result), is_as_trained(result)
+    of_rho = [row for row in published if row.rho in (None, result["setting"]["rho"])]
+    return [row for row in of_rho if default or (as_trained and row.as_trained)]
 
 
 def _by_rho(results: Sequence[Result], published: Sequence[Published]) -> list[str]:
@@ -135,7 +117,9 @@ def _curve(results: Sequence[Result], field: str, title: str) -> list[str]:
     """Follow the worst group over one field of the setting, all others being equal."""
     parts = []
     for family in grouped(results, [name for name in _CELL if name != field]).values():
-        points = list(grouped(family, (field,)).values())
+        cells = grouped(family, (field,)).values()
+        # The vanilla network is the same at every point.
+        points = [cell for cell in cells if not {*_ON_CURVES[1:]}.isdisjoint(operation_rows(cell))]
         if len(points) < 2:
             continue
         points.sort(key=lambda cell: place(cell[0], field))

@@ -53,6 +53,16 @@ def is_default(result: Result) -> bool:
     return all(result["setting"][name] is None for name in own)
 
 
+def is_as_trained(result: Result) -> bool:
+    """Return whether a result's labelled rows follow the shortcut as the training rows do.
+
+    Network and epochs are the benchmark's own; how many rows there are does not matter.
+    """
+    setting = result["setting"]
+    own = all(setting[name] is None for name in ("net", "epochs"))
+    return own and setting["label_rho"] == setting["rho"] is not None
+
+
 def facts(result: Result, *, without: str = "") -> str:
     """Say what distinguishes a setting from its benchmark's own."""
     words = {
@@ -80,10 +90,11 @@ def point(result: Result, field: str) -> str:
 def operation_rows(results: Sequence[Result]) -> dict[str, list[Row]]:
     """Return the rows of each operation, one for every seed.
 
-    An operation's own result goes before the row that another one brought along.
+    An operation's own result goes before the row that another one brought along, and of those the
+    one of `ffw`, whose baselines are all of one network.
     """
     found: dict[str, dict[int, Row]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result["operation"] != "ffw"):
         seed = result["setting"]["seed"]
         for row in result["operations"]:
             rows = found.setdefault(row["name"], {})
