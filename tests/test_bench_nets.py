@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.functional import conv2d
 
 from surgeon.benchmarks import nets
 from surgeon.loading import load
@@ -53,6 +54,14 @@ def test_a_checkpoint_is_loaded_and_has_its_sites(name, tmp_path):
     assert subject.preprocessing.crop_pct == 1
     assert weight_sites(subject)
     assert unit_sites(subject)
+
+
+def test_channels_that_are_filled_up_change_no_convolution():
+    images, kernel = torch.randn(2, 3, 9, 9), torch.randn(5, 3, 7, 7)
+    more = nets.filled_up(images), nets.filled_up(kernel)
+    assert [x.shape[1] for x in more] == [8, 8]
+    assert nets.filled_up(more[0]).shape[1] == 8
+    torch.testing.assert_close(conv2d(*more, padding=3), conv2d(images, kernel, padding=3))
 
 
 def test_plain_timm_reads_a_folder_of_ours(tmp_path):

@@ -84,8 +84,13 @@ class Stem(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.is_cuda:
-            input, weight = (pad(x, (0, 0, 0, 0, 0, -x.shape[1] % 8)) for x in (input, weight))
+            input, weight = filled_up(input), filled_up(weight)
         return super()._conv_forward(input, weight, bias)
+
+
+def filled_up(x: Tensor) -> Tensor:
+    """Add channels of zeros to `[n, C, H, W]`, up to a multiple of eight."""
+    return pad(x, (0, 0, 0, 0, 0, -x.shape[1] % 8))
 
 
 def _convolutions(kernel: int, *, pool_after: int | None) -> nn.Sequential:
