@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -54,32 +56,45 @@ class UnitClosing:
             if logit.grad is not None:
                 need.mul_(_MEMORY).add_(logit.grad.square())
         due = self.share * min(1.0, max(0.0, (progress - _FIRST) / (_LAST - _FIRST)))
-        while self._closed < int(due * self._total) and self._close_one():
-            self._closed += 1
+        self._close(int(due * self._total) - self._closed)
 
     @property
     def finished(self) -> bool:
         """Whether the share is reached, or no unit is left that may go."""
-        return self._closed >= int(self.share * self._total) or self._least() is None
+        return self._closed >= int(self.share * self._total) or self._least(self._open()) is None
 
-    def _close_one(self) -> bool:
-        least = self._least()
-        if least is not None:
+    def _close(self, num: int) -> None:
+        """Close so many units more, or all that may go."""
+        if num <= 0:
+            return
+        needs, closed = self._open(), defaultdict[int, list[int]](list)
+        for _ in range(num):
+            least = self._least(needs)
+            if least is None:
+                break
             layer, unit = least
-            self.logits[layer][unit] = -1.0
-        return least is not None
+            needs[layer][unit] = math.inf
+            closed[layer].append(unit)
+            self._closed += 1
+        for layer, units in closed.items():
+            self.logits[layer][units] = -1.0
 
-    def _least(self) -> tuple[int, int] | None:
+    def _open(self) -> list[Tensor]:
+        """Return the needs of each layer's units on the CPU, infinite where closed.
+
+        They come over at once: a GPU is waited for a single time, however many units are closed.
+        """
+        needs = torch.where(torch.cat(self.logits) >= 0, torch.cat(self.needs), math.inf)
+        return list(needs.detach().cpu().split([len(need) for need in self.needs]))
+
+    def _least(self, needs: Sequence[Tensor]) -> tuple[int, int] | None:
         """Find the open unit of least need, among layers that may lose another."""
-        best, found = float("inf"), None
-        layers = zip(self.needs, self.logits, self._keep, strict=True)
-        for layer, (need, logit, keep) in enumerate(layers):
-            open_units = logit >= 0
-            left = int(open_units.sum()) - 1
-            if left < max(keep, (1 - _MOST) * len(logit)):
+        best, found = math.inf, None
+        for layer, (need, keep) in enumerate(zip(needs, self._keep, strict=True)):
+            left = int((need < math.inf).sum()) - 1
+            if left < max(keep, (1 - _MOST) * len(need)):
                 continue
-            values = torch.where(open_units, need, float("inf"))
-            value, unit = values.min(0)
+            value, unit = need.min(0)
             if float(value) < best:
                 best, found = float(value), (layer, int(unit))
         return found
