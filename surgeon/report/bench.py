@@ -117,14 +117,13 @@ def _curve(results: Sequence[Result], field: str, title: str) -> list[str]:
     """Follow the worst group over one field of the setting, all others being equal."""
     parts = []
     for family in grouped(results, [name for name in _CELL if name != field]).values():
-        cells = grouped(family, (field,)).values()
+        cells = sorted(grouped(family, (field,)).values(), key=lambda cell: place(cell[0], field))
+        found = [(cell, operation_rows(cell)) for cell in cells]
         # The vanilla network is the same at every point.
-        points = [cell for cell in cells if not {*_ON_CURVES[1:]}.isdisjoint(operation_rows(cell))]
+        points = [(cell, row) for cell, row in found if not {*_ON_CURVES[1:]}.isdisjoint(row)]
         if len(points) < 2:
             continue
-        points.sort(key=lambda cell: place(cell[0], field))
-        rows = [operation_rows(cell) for cell in points]
-        names = [name for name in _ON_CURVES if any(name in row for row in rows)]
+        names = [name for name in _ON_CURVES if any(name in row for _, row in points)]
         body = [
             [
                 point(cell[0], field),
@@ -134,7 +133,7 @@ def _curve(results: Sequence[Result], field: str, title: str) -> list[str]:
                 ),
                 difference([result["against_dfr"] for result in cell if result["against_dfr"]]),
             ]
-            for cell, row in zip(points, rows, strict=True)
+            for cell, row in points
         ]
         about = [facts(family[0], without=field), "worst-group accuracy"]
         parts.append(f"### {title}: {', '.join(filter(None, about))}")
