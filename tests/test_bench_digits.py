@@ -1,4 +1,4 @@
-"""The data sets of the benchmarks: counts, disjoint parts, equal bytes, colours in their place."""
+"""Digits of the benchmarks: counts, disjoint parts, equal bytes, colours in their place."""
 
 from __future__ import annotations
 
@@ -11,91 +11,18 @@ import pytest
 import torch
 
 from surgeon.benchmarks.colours import LFF, LNL, REBIAS
-from surgeon.benchmarks.corruptions import CORRUPTIONS, corrupt
-from surgeon.benchmarks.dealing import (
-    block_labels,
-    block_labels_of,
-    colour_labels,
-    own_shares,
-    stratified_draw,
-)
+from surgeon.benchmarks.dealing import block_labels, colour_labels, own_shares
 from surgeon.benchmarks.protocol import Setting
-from surgeon.benchmarks.sets import SETS, cifar10s, corrupted_cifar10
 from surgeon.benchmarks.sets.colored_mnist_lnl import colored_mnist_lnl
 from surgeon.benchmarks.sets.digits import RECIPES
-from surgeon.benchmarks.sources import Source
 from surgeon.demo import draw_digits
 from surgeon.errors import OptionError
+from tests.bench_sets import MNIST, PARTS, joint_counts, make, same
 
-PARTS = ("train", "fit", "select", "report")
-MNIST = {
-    "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
-    "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
-}
 NUM = {"train": 1200, "test": 600}
 needs_data = pytest.mark.skipif(
     not os.environ.get("SURGEON_DATA"), reason="SURGEON_DATA is not set: the folder with the data"
 )
-
-
-def make(name, *, seed=0, **options):
-    return SETS[name](Setting(benchmark=name, seed=seed, **options))
-
-
-def same(a, b):
-    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("images", "target", "biases"))
-
-
-def joint_counts(target, values):
-    left, right = (values == target[:, None]).T
-    return [int((a & b).sum()) for a in (left, ~left) for b in (right, ~right)]
-
-
-# Who gets which value.
-
-
-def test_published_counts_of_blocks():
-    train, test = (np.repeat(np.arange(10), MNIST[part]) for part in ("train", "test"))
-    values = block_labels(train, own_shares(0.99), own_shares(0.95))
-    assert joint_counts(train, values) == [56_430, 2_972, 573, 25]
-    values = block_labels(test, own_shares(0.1), own_shares(0.1))
-    assert joint_counts(test, values) == [100, 900, 904, 8_096]
-    cifar = np.repeat(np.arange(10), 5000)
-    for rho, own, others in ((0.95, 4750, {27, 28}), (0.995, 4975, {2, 3})):
-        counts = np.bincount(block_labels(cifar, own_shares(rho))[cifar == 3, 0])
-        assert counts[3] == own
-        assert set(np.delete(counts, 3)) == others
-
-
-def test_blocks_lie_in_the_order_of_the_rows():
-    target = np.arange(2000) % 2
-    values = block_labels(target, own_shares(0.9, 2))[:, 0]
-    for own in (0, 1):
-        assert values[target == own].tolist() == [0] * (900, 100)[own] + [1] * (100, 900)[own]
-    rows = np.random.default_rng(0).permutation(2000)
-    assert (block_labels_of(target, rows, [own_shares(0.9, 2)])[:, 0] == values[rows]).all()
-
-
-@pytest.mark.parametrize(
-    ("rho", "conflicts"), [(0.99, 606), (0.995, 305), (0.997, 184), (0.999, 63)]
-)
-def test_published_counts_of_colours(rho, conflicts):
-    target = np.repeat(np.arange(10), MNIST["train"])
-    values = colour_labels(target, rho, np.random.default_rng(0))
-    assert int((values != target).sum()) == conflicts
-    for own in range(10):
-        counts = np.delete(np.bincount(values[target == own], minlength=10), own)
-        assert counts.max() <= -(-counts.sum() // 9)
-    unbiased = colour_labels(target, 0.1, np.random.default_rng(0))
-    assert int((unbiased == target).sum()) == 5_996
-
-
-def test_a_draw_keeps_the_proportions():
-    target = np.repeat(np.arange(10), MNIST["test"])
-    rows = stratified_draw(target, 5000, np.random.default_rng(0))
-    assert len(set(rows.tolist())) == 5000
-    assert np.abs(np.bincount(target[rows]) - np.array(MNIST["test"]) / 2).max() <= 0.5
-    assert len(stratified_draw(target, 1, np.random.default_rng(0))) == 1
 
 
 # Coloured digits. A digit of the stand-in shows its position in bits, so that it can be told.
@@ -307,119 +234,6 @@ def test_a_wider_jitter_is_wider(digits_labels):
 def test_a_setting_that_cannot_be_honoured(name, options, message, digits_labels):
     with pytest.raises(OptionError, match=message):
         make(name, **options)
-
-
-# CIFAR-10, by a stand-in whose images are made from their positions.
-
-
-@pytest.fixture
-def small_cifar(monkeypatch):
-    """Put a tenth of the images in place of CIFAR-10, all of them in colour."""
-
-    def cifar10(part):
-        num, base = {"train": (1000, 0), "test": (500, 5000)}[part]
-
-        def read(rows):
-            return np.stack(
-                [
-                    np.random.default_rng(base + row).integers(0, 256, (32, 32, 3), np.uint8)
-                    for row in rows
-                ]
-            )
-
-        return Source(np.arange(num) % 10, "a stand-in", read)
-
-    for module, report in ((corrupted_cifar10, 200), (cifar10s, 100)):
-        module = __import__(f"surgeon.benchmarks.sets.{module.__name__}", fromlist=["x"])
-        monkeypatch.setattr(module, "cifar10", cifar10)
-        monkeypatch.setattr(module, "_TRAIN", 400)
-        monkeypatch.setattr(module, "_LABELLED", 120)
-        monkeypatch.setattr(module, "_REPORT", report)
-    return cifar10
-
-
-def keys(part):
-    return [pixels.numpy().tobytes() for pixels in part.images]
-
-
-def test_corrupted_images_are_where_their_labels_say(small_cifar):
-    bench = make("corrupted-cifar10")
-    assert [len(getattr(bench, part)) for part in PARTS] == [400, 80, 40, 200]
-    assert bench.bias_names["bias"] == tuple(CORRUPTIONS)
-    everything = [key for part in PARTS for key in keys(getattr(bench, part))]
-    assert len(set(everything)) == len(everything)
-    counts = torch.bincount(bench.train.target)
-    assert counts.tolist() == [40] * 10
-    assert (bench.train.biases == bench.train.target[:, None]).float().mean() == 0.95
-    # Contrast leaves a tenth of the range; every other kind leaves most of noise's.
-    flat = bench.train.images.float().std((1, 2, 3)) < 15
-    assert torch.equal(flat, bench.train.biases[:, 0] == list(CORRUPTIONS).index("contrast"))
-    again, moved = make("corrupted-cifar10"), make("corrupted-cifar10", rho=0.5, rows=60)
-    assert all(same(getattr(bench, part), getattr(again, part)) for part in PARTS)
-    assert same(bench.report, moved.report)
-    assert keys(moved.fit) == keys(bench.fit)[: len(moved.fit)]
-    assert not same(bench.report, make("corrupted-cifar10", seed=1).report)
-    paper = make("corrupted-cifar10", scale="paper")
-    assert [len(getattr(paper, part)) for part in PARTS] == [1000, 300, 100, 100]
-
-
-def test_grey_images_are_those_of_their_domain(small_cifar):
-    bench = make("cifar10s")
-    assert [len(getattr(bench, part)) for part in PARTS] == [400, 80, 40, 200]
-    for part in map(bench.__getattribute__, PARTS):
-        is_grey = (part.images.float().std(1) == 0).all(2).all(1)
-        assert torch.equal(is_grey, part.biases[:, 0] == 1)
-    own = 1 - bench.train.target % 2
-    for value in range(10):
-        rows = bench.train.target == value
-        assert int((bench.train.biases[rows, 0] == own[rows]).sum()) == 38
-    half = len(bench.report) // 2
-    colour, grey = bench.report.images[:half], bench.report.images[half:]
-    weighted = (colour * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
-    assert (weighted - grey[:, 0]).abs().max() <= 1
-    assert not set(keys(bench.fit)) & set(keys(bench.train) + keys(bench.select))
-    paper = make("cifar10s", scale="paper")
-    assert [len(getattr(paper, part)) for part in PARTS] == [1000, 600, 200, 1000]
-    assert "training images" in paper.source
-    assert float((paper.fit.biases == 1).float().mean()) == pytest.approx(0.5, abs=0.02)
-
-
-def test_a_corruption_depends_on_its_own_image_and_seeds_alone():
-    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    kinds, seeds = np.repeat(np.arange(10), 2), np.arange(20)
-    state = np.random.get_state()[1].copy()
-    whole = corrupt(images, kinds, seeds, seed=0)
-    assert (np.random.get_state()[1] == state).all()
-    some = [3, 7, 8, 14]
-    assert (corrupt(images[some], kinds[some], seeds[some], seed=0) == whole[some]).all()
-    changed = (whole != images).mean((1, 2, 3))
-    assert (changed > 0.05).all()
-    other = corrupt(images, kinds, seeds, seed=1)
-    differ = {
-        name for i, name in enumerate(CORRUPTIONS) if (other != whole)[2 * i : 2 * i + 2].any()
-    }
-    assert differ == {"gaussian-noise", "fog", "elastic", "impulse-noise"}
-
-
-def test_corruptions_do_what_they_are_called():
-    flat = np.full((1, 32, 32, 3), 100, np.uint8)
-    flat[0, :16] = (180, 100, 60)
-    out = {
-        name: corrupt(flat, np.array([i]), np.array([0]), seed=0)[0].astype(float)
-        for i, name in enumerate(CORRUPTIONS)
-    }
-    assert (out["brightness"][20, 20] == [176, 176, 176]).all()
-    assert out["gaussian-noise"][20:].std() == pytest.approx(25.5, rel=0.1)
-    hit = (out["impulse-noise"] != flat[0]).mean()
-    assert hit == pytest.approx(0.07, abs=0.02)
-    assert set(np.unique(out["impulse-noise"][20:])) == {0, 100, 255}
-    assert out["saturate"][0, 0].max() - out["saturate"][0, 0].min() > 120
-    for name in ("gaussian-blur", "defocus-blur", "elastic", "pixelate"):
-        assert (out[name][28] == 100).all()
-        assert ((out[name][15:17, 5, 0] != 100) & (out[name][15:17, 5, 0] != 180)).any() or (
-            name in ("elastic", "pixelate")
-        )
-    assert np.ptp(out["contrast"][:, :, 0]) <= 0.15 * 80 + 1
 
 
 # The demo's digits.
