@@ -83,7 +83,8 @@ class Regime:
     warm_up: float = 0.3
     """Share of the training in which the step grows to `lr`."""
     milestones: tuple[float, ...] | None = None
-    """Shares of the training after which the step falls to a tenth; None: along a half cosine."""
+    """Shares of the training after which the step falls to a tenth, without a warm-up; None: along
+    a half cosine."""
     average: float = 2.0
     """Epochs that the weights are averaged over (exponentially); 0: the last step's are taken."""
     epochs: int = 40
