@@ -20,7 +20,15 @@ from surgeon.methods.base import Progress, device_changes, select_accuracy
 from surgeon.methods.controls import Magnitude, Random
 from surgeon.methods.training import Training
 from surgeon.record import PARTS, Report
-from surgeon.remarks import augmented, bound_targets, cost, no_mask, partly_erased, unopposed_values
+from surgeon.remarks import (
+    augmented,
+    bound_targets,
+    cost,
+    halved,
+    no_mask,
+    partly_erased,
+    unopposed_values,
+)
 from surgeon.subject import Subject
 from surgeon.surgery import layer_rows, sparsity
 from surgeon.verdict import Verdict
@@ -138,6 +146,7 @@ def _remarks(fitted: _Fitted, data: Data, found: Controlled, verdict: Verdict) -
         *bound_targets(data.fit.groups),
         *unopposed_values(data.fit.groups),
         *augmented(fitted.history),
+        *halved(fitted.history),
         *(no_mask(fitted.edit) if isinstance(fitted.method, FFW) else ()),
         *partly_erased(fitted.edit, data.fit.groups),
         *cost(found.vanilla, found.edited, verdict),

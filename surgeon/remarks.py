@@ -31,6 +31,17 @@ def augmented(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return (f"fit rows were {change} at random: on select rows the network does not mind that",)
 
 
+def halved(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Say so where a training broke the network and was run again with smaller steps."""
+    steps = list(dict.fromkeys(record["lr"] for record in history if "lr" in record))
+    if len(steps) < 2:
+        return ()
+    return (
+        f"trained again with steps of {' and '.join(f'{step:g}' for step in steps[1:])}: those of "
+        f"{steps[0]:g} broke the network",
+    )
+
+
 def partly_erased(edit: Edit, groups: Groups) -> tuple[str, ...]:
     """Say so where the erasure leaves directions that do not stand out of noise."""
     if edit.erasure is None:

@@ -10,7 +10,7 @@ from surgeon.data import extract
 from surgeon.methods import Finetune
 from surgeon.methods.averaging import Average
 from surgeon.methods.base import device_changes, select_loss
-from surgeon.methods.training import Regime
+from surgeon.methods.regime import Regime
 from surgeon.recalibrate import recalibrate
 
 

@@ -49,3 +49,31 @@ def test_keeps_the_epoch_of_least_loss_on_select_rows(toy, monkeypatch):
 def test_refuses_steps_after_which_nothing_is_finite(toy):
     with pytest.raises(OptionError, match=r"--lr: found 1e\+30, the loss on select rows was"):
         Finetune(epochs=2, lr=1e30).fit(toy.subject, toy.data)
+
+
+@pytest.mark.parametrize(
+    ("losses", "given", "steps", "best"),
+    [
+        ([0.3, 0.1, 0.2], {}, [0.02], 1),
+        ([0.2, 0.3, 0.6, 0.4, 0.3, 0.1], {}, [0.02, 0.01], 5),
+        ([0.1, 0.3, 0.6, 0.4, 0.3, 0.2], {}, [0.02, 0.01], 0),
+        ([0.2, 0.2, float("nan")] * 4, {}, [0.02, 0.01, 0.005, 0.0025], 0),
+        ([0.2, 0.3, 0.6], {"lr": 0.02}, [0.02], 0),
+    ],
+)
+def test_a_training_that_breaks_the_network_is_run_again_with_half_the_step(
+    toy, monkeypatch, losses, given, steps, best
+):
+    reached, records = [], []
+
+    def judge(logits, groups):
+        reached.append(logits)
+        return losses[len(reached) - 1]
+
+    monkeypatch.setattr(training, "select_loss", judge)
+    edit = Finetune(epochs=3, **given).fit(toy.subject, toy.data, progress=records.append)
+    assert [record["lr"] for record in records] == [step for step in steps for _ in range(3)]
+    assert [record["epoch"] for record in records] == list(range(1, len(losses) + 1))
+    changes = device_changes(toy.subject, edit)
+    logits = extract(toy.subject, toy.data.select, overrides=changes).logits
+    torch.testing.assert_close(logits, reached[best])

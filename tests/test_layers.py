@@ -69,6 +69,7 @@ RANKS = {
     "methods.averaging": 5.02,
     "methods.bias_term": 5.02,
     "methods.closing": 5.02,
+    "methods.regime": 5.02,
     "methods.refit": 5.05,
     "methods.search": 5.05,
     "methods.training": 5.05,

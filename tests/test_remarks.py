@@ -14,7 +14,7 @@ from surgeon.measure import Measures
 from surgeon.methods import DFR, FFW
 from surgeon.methods.base import new_edit
 from surgeon.operate import operate
-from surgeon.remarks import bound_targets, partly_erased, unopposed_values
+from surgeon.remarks import bound_targets, halved, partly_erased, unopposed_values
 from surgeon.report import render_report
 
 MEASURES = Measures(mlp=False, brief=True)
@@ -27,6 +27,12 @@ def test_a_target_that_is_the_bias_is_named_before_anything_is_removed(planted, 
     assert bound_targets(toy.data.fit.groups) == ()
     audited = replace(planted.data.fit.groups, audited=("bias",))
     assert bound_targets(audited) == ()
+
+
+def test_halved_steps_are_told():
+    (sentence,) = halved([{"lr": step} for step in (0.02, 0.02, 0.01, 0.005)])
+    assert sentence.startswith("trained again with steps of 0.01 and 0.005: those of 0.02 broke")
+    assert halved([{"lr": 0.02}, {"lr": 0.02}]) == halved([{"loss": 1.0}]) == halved([]) == ()
 
 
 def test_a_bias_value_that_no_row_goes_against_is_named(toy):

@@ -16,7 +16,7 @@ from surgeon.errors import LabelError, OptionError
 from surgeon.groups import Groups
 from surgeon.methods import VCBA, Finetune
 from surgeon.methods.base import device_changes
-from surgeon.methods.training import Regime
+from surgeon.methods.regime import Regime
 from surgeon.methods.vcba import _pulls, _Reader, row_weights
 from surgeon.mutual_information import mutual_information
 

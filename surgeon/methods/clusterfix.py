@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from surgeon.data import Data, Rows, extract
 from surgeon.discovery.clusters import find_clusters
 from surgeon.groups import Groups
-from surgeon.methods.training import Objective, Pass, Regime, Training
+from surgeon.methods.regime import Regime
+from surgeon.methods.training import Objective, Pass, Training
 from surgeon.options import check_choice, check_least
 from surgeon.subject import Subject
 

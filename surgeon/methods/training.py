@@ -6,30 +6,29 @@ import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 import torch
-from timm.optim import Lamb
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from surgeon.data import Data, extract
 from surgeon.edit import Edit
 from surgeon.errors import OptionError
+from surgeon.groups import Groups
 from surgeon.methods.augmentation import Augmentation, harmless
 from surgeon.methods.averaging import Average
 from surgeon.methods.base import Method, Progress, new_edit, select_accuracy, select_loss
+from surgeon.methods.regime import Balance, Regime
 from surgeon.options import check_choice, check_least, check_positive
 from surgeon.recalibrate import batch_statistics, recalibrate
 from surgeon.subject import Subject, freeze
 
-Balance = Literal["groups", "none"]
-
 # Rows that the statistics of averaged weights are measured on.
 _MEASURED = 2000
+# How often the step is halved where a training breaks the network.
+_HALVINGS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,54 +64,6 @@ class Objective:
     """The rows, with the groups that drawing and choosing may know."""
     draws: Tensor | None = None
     """`[N]`, how often each fit row is drawn, in proportion; None: as the regime balances."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regime:
-    """How weights are stepped.
-
-    By default in large steps, a share of the weights each (LAMB), in one cycle: a network that
-    reads the bias alone is left behind. Such steps go to and fro about what is good; what is taken
-    is an average.
-    """
-
-    optimiser: Literal["adam", "lamb", "sgd"] = "lamb"
-    """SGD has momentum 0.9; LAMB's step is a share of the weights of a tensor."""
-    lr: float = 0.02
-    weight_decay: float = 0.0
-    warm_up: float = 0.3
-    """Share of the training in which the step grows to `lr`."""
-    milestones: tuple[float, ...] | None = None
-    """Shares of the training after which the step falls to a tenth, without a warm-up; None: along
-    a half cosine."""
-    average: float = 2.0
-    """Epochs that the weights are averaged over (exponentially); 0: the last step's are taken."""
-    epochs: int = 40
-    batch_size: int = 50
-    epoch_rows: int | None = 5000
-    """Rows of an epoch at most, drawn anew for each; None: all."""
-    balance: Balance = "groups"
-    augment: bool = True
-    """Mirror and shift rows where the given network does not mind, as in the mask search."""
-
-    def rows_of(self, num: int) -> int:
-        """Return how many rows an epoch draws from `num`."""
-        return min(num, self.epoch_rows or num)
-
-    def new_optimiser(self, weights: Mapping[str, Tensor]) -> tuple[Optimizer, LRScheduler]:
-        """Make the optimiser and its schedule over epochs."""
-        lr, decay, values = self.lr, self.weight_decay, weights.values()
-        if self.optimiser == "adam":
-            made = Adam(values, lr=lr, weight_decay=decay, fused=True)
-        elif self.optimiser == "lamb":
-            made = Lamb(values, lr=lr, weight_decay=decay, always_adapt=True)
-        else:
-            made = SGD(values, lr=lr, weight_decay=decay, momentum=0.9)
-        if self.milestones:
-            return made, MultiStepLR(made, [round(m * self.epochs) for m in self.milestones])
-        if self.warm_up:
-            return made, OneCycleLR(made, self.lr, self.epochs, pct_start=self.warm_up)
-        return made, CosineAnnealingLR(made, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,15 +115,51 @@ class Training(Method):
     def fit(self, subject: Subject, data: Data, *, progress: Progress | None = None) -> Edit:
         """Train copies of the weights; the subject's own stay frozen.
 
+        A training that breaks the network is followed by one of half the step, three times at most;
+        of all their epochs the one of least loss on select rows is kept. A given `lr` and a
+        published recipe are kept to.
+
         Raises:
             OptionError: The steps are so large that no epoch ends with finite logits.
         """
-        regime, objective = self.settings(), self.new_objective(subject, data)
+        regime, kept = self.settings(), _Kept()
+        halvings = _HALVINGS if self.recipe == "default" and self.lr is None else 0
+        for more in reversed(range(halvings + 1)):
+            sound = self._train(subject, data, regime, kept, progress)
+            if sound or not more:
+                break
+            regime = replace(regime, lr=regime.lr / 2)
+        if not kept.tensors:
+            raise OptionError(
+                f"--lr: found {regime.lr:g}, the loss on select rows was finite after none of "
+                f"{regime.epochs} epochs; use a smaller one"
+            )
+        weights = dict(subject.net.named_parameters())
+        return new_edit(
+            subject,
+            self.name,
+            updates={n: t for n, t in kept.tensors.items() if n in weights},
+            buffers={n: t for n, t in kept.tensors.items() if n not in weights},
+        )
+
+    def _train(
+        self,
+        subject: Subject,
+        data: Data,
+        regime: Regime,
+        kept: _Kept,
+        progress: Progress | None,
+    ) -> bool:
+        """Run one training, leave its best epoch if none before was better; tell if it was sound.
+
+        It was not where it ended nearer to knowing nothing of the target than to the best epoch.
+        """
+        objective = self.new_objective(subject, data)
         data = objective.data
         start = _untrained(subject, self.seed) if self.from_scratch else subject
         run = _Run(start, data, regime, self.seed, objective.draws)
         optimiser, schedule = regime.new_optimiser(run.weights)
-        best, kept, began = float("inf"), {}, time.perf_counter()
+        held_out, before, began = float("nan"), kept.epochs, time.perf_counter()
         for epoch in range(1, regime.epochs + 1):
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=subject.device))
             seen_rows = 0
@@ -191,14 +178,14 @@ class Training(Method):
             now = run.reached(buffers)
             logits = extract(start, data.select, overrides=now).logits
             held_out = select_loss(logits, data.select.groups)
-            if held_out < best:
-                best, kept = held_out, {n: t.cpu().clone() for n, t in now.items()}
+            kept.offer(held_out, now)
             if progress:
                 each = (time.perf_counter() - began) / epoch
                 progress(
                     {
-                        "epoch": epoch,
-                        "epochs": regime.epochs,
+                        "epoch": before + epoch,
+                        "epochs": before + regime.epochs,
+                        "lr": regime.lr,
                         "augmentation": str(run.augmentation),
                         **{name: float(total) / seen_rows for name, total in sums.items()},
                         "select_loss": held_out,
@@ -206,17 +193,31 @@ class Training(Method):
                         "seconds_left": each * (regime.epochs - epoch),
                     }
                 )
-        if not kept:
-            raise OptionError(
-                f"--lr: found {regime.lr:g}, the loss on select rows was finite after none of "
-                f"{regime.epochs} epochs; use a smaller one"
-            )
-        return new_edit(
-            subject,
-            self.name,
-            updates={n: t for n, t in kept.items() if n in run.weights},
-            buffers={n: t for n, t in kept.items() if n not in run.weights},
-        )
+        return held_out < (kept.loss + _ignorance(data.select.groups)) / 2
+
+
+@dataclass(eq=False)
+class _Kept:
+    """The best epoch so far."""
+
+    loss: float = float("inf")
+    """On select rows."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Weights and statistics by name, on the CPU; empty before any finite loss."""
+    epochs: int = 0
+    """How many were offered."""
+
+    def offer(self, loss: float, tensors: Mapping[str, Tensor]) -> None:
+        """Take in an epoch."""
+        self.epochs += 1
+        if loss < self.loss:
+            self.loss, self.tensors = loss, {n: t.cpu().clone() for n, t in tensors.items()}
+
+
+def _ignorance(groups: Groups) -> float:
+    """Return the loss, nats, of who knows how frequent the targets are, groups counting equally."""
+    shares = torch.bincount(groups.target, groups.weights())
+    return float(torch.special.entr(shares / shares.sum()).sum())
 
 
 def _untrained(subject: Subject, seed: int) -> Subject:

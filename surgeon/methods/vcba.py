@@ -18,7 +18,8 @@ from surgeon.errors import LabelError
 from surgeon.groups import Groups
 from surgeon.methods.base import gather_biases
 from surgeon.methods.bias_term import Dependence
-from surgeon.methods.training import Objective, Pass, Regime, Training
+from surgeon.methods.regime import Regime
+from surgeon.methods.training import Objective, Pass, Training
 from surgeon.mutual_information import table_information
 from surgeon.options import check_choice
 from surgeon.subject import Subject
