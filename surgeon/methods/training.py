@@ -124,17 +124,15 @@ class Training(Method):
         """
         regime, kept = self.settings(), _Kept()
         halvings = _HALVINGS if self.recipe == "default" and self.lr is None else 0
-        for more in reversed(range(halvings + 1)):
-            sound = self._train(subject, data, regime, kept, progress)
-            if sound or not more:
-                break
+        while not self._train(subject, data, regime, kept, progress) and halvings:
+            halvings -= 1
             regime = replace(regime, lr=regime.lr / 2)
         if not kept.tensors:
             raise OptionError(
                 f"--lr: found {regime.lr:g}, the loss on select rows was finite after none of "
                 f"{regime.epochs} epochs; use a smaller one"
             )
-        weights = dict(subject.net.named_parameters())
+        weights = {name for name, _ in subject.net.named_parameters()}
         return new_edit(
             subject,
             self.name,
