@@ -29,7 +29,7 @@ def documented():
     """Yield the words of every command in README and docs, those that wrap a line included."""
     for path in FILES:
         text = path.read_text("utf-8")
-        spans = re.findall(r"`((?:SURGEON_DATA=\S+ )?surgeon [^`]*)`", text)
+        spans = re.findall(r"`((?:SURGEON_DATA=\S+\s)?surgeon\s[^`]*)`", text)
         spans += re.findall(r"^ {4}((?:.* )?surgeon [a-z].*)$", text, re.MULTILINE)
         for span in spans:
             for part in re.split(r" && |, then ", " ".join(span.split())):
